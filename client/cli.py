@@ -1,0 +1,170 @@
+"""hemofed-client: the command line inside a hospital."""
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from client.ingest import ingest as ingest_folder
+from client.pseudonym import SPLIT_NAMES
+from client.records import READERS
+from client.schema import INDEX_FILE
+from client.site import Disclosure, load_site
+from client.store import RecordIndex, open_store
+from client.store_writer import IngestSummary
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.terminal import progress_bar, run_cli
+
+NAME = "hemofed-client"
+app = typer.Typer(name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """HemoFed inside a hospital: ECGs in, a site store out."""
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(help="Folder with the records; with labels.csv where there are labels.")],
+    site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's own folder; made if it is absent.")],
+    format: Annotated[str, typer.Option(help=f"auto, or one of: {', '.join(READERS)}.")] = "auto",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: only such rows (PTB-XL). Repeat it: values of one column are alternatives."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a new site; else its folder's name.")] = None,
+    disclosure: Annotated[
+        str, typer.Option(help="How a new site lets counts leave: clear, masked or noised.")
+    ] = "clear",
+    split: Annotated[
+        str | None, typer.Option(help="Train/validation/test patients of a new store, percent; else 60/20/20.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
+) -> None:
+    """Read the ECG records in the folder SOURCE into the site store. Run it again to add what is new."""
+    if disclosure not in get_args(Disclosure):
+        raise HemoFedError(f"--disclosure {disclosure}: use one of {', '.join(get_args(Disclosure))}", ExitCode.USAGE)
+    with progress_bar("ingest", quiet) as progress:
+        summary = ingest_folder(
+            source,
+            site_dir,
+            name=name,
+            format=format,
+            where=where or (),
+            split=split,
+            disclosure=disclosure,  # type: ignore[arg-type]  # checked above
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(asdict(summary)))
+    elif not quiet:
+        _print_summary(summary, site_dir)
+    for line in (*summary.examples, *summary.remarks):
+        typer.echo(f"{NAME}: {line}", err=True)
+    if not summary.usable:
+        raise HemoFedError(f"{source}: none of {summary.read} records could be stored", ExitCode.NOTHING_STORED)
+
+
+def _print_summary(summary: IngestSummary, site_dir: Path) -> None:
+    table = Table(title=f"{escape(summary.source)} ({summary.format}) -> {escape(str(site_dir))}", title_justify="left")
+    table.add_column("records")
+    table.add_column("count", justify="right")
+    table.add_row("read", str(summary.read))
+    table.add_row("stored", str(summary.stored))
+    if summary.already_stored:
+        table.add_row("stored before", str(summary.already_stored))
+    table.add_row("10 s ECGs stored", str(summary.segments))
+    for reason, count in summary.turned_away.items():
+        table.add_row(f"turned away: {reason}", str(count))
+    for noticed, count in summary.noticed.items():
+        table.add_row(f"noticed: {noticed}", str(count))
+    table.add_section()
+    table.add_row("patients in the store", str(summary.patients))
+    for split, count in summary.splits.items():
+        table.add_row(f"patients for {split}", str(count))
+    for rate, count in summary.source_rates_hz.items():
+        table.add_row(f"10 s ECGs recorded at {rate} Hz", str(count))
+    for label, count in summary.labels.items():
+        table.add_row(f"10 s ECGs with {escape(label)}", str(count))
+    Console().print(table)
+
+
+@app.command()
+def check(
+    site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what the site store holds. For the hospital's own eyes: small counts are not suppressed here."""
+    settings = load_site(site_dir)
+    index = open_store(site_dir).index
+    card = {
+        "site": settings.name,
+        "disclosure": settings.disclosure,
+        **data_card(index),
+        **_kept_out(site_dir),
+    }
+    if as_json:
+        print(json.dumps(card))
+        return
+    table = Table(title=f"{settings.name} (disclosure: {settings.disclosure})", title_justify="left")
+    for column in ("what", "value", "count"):
+        table.add_column(column, justify="right" if column == "count" else "left")
+    for what, value in card.items():
+        if isinstance(value, dict):
+            table.add_section()
+            for key, count in value.items():
+                table.add_row(what.replace("_", " "), escape(str(key)), str(count))
+        elif isinstance(value, int):
+            table.add_row(what.replace("_", " "), "", str(value))
+    Console().print(table)
+    if not len(index):
+        raise HemoFedError(f"{site_dir}: the store is empty; ingest records first", ExitCode.NO_USABLE_PATIENTS)
+
+
+def data_card(index: RecordIndex) -> dict[str, int | dict[str, int]]:
+    """Counts of a store: 10 s ECGs and patients, in all, per split, sex, race and source rate; labels."""
+
+    def patients_by(values: list[str]) -> dict[str, int]:
+        pairs = sorted(set(zip(values, index.patient.tolist(), strict=True)))
+        return {value: sum(pair[0] == value for pair in pairs) for value in dict.fromkeys(pair[0] for pair in pairs)}
+
+    return {
+        "ecgs": len(index),
+        "records": len(np.unique(index.record)),
+        "patients": len(index.patient_keys),
+        "patients_by_split": patients_by([SPLIT_NAMES[split] for split in index.split]),
+        "patients_by_sex": patients_by(index.sex.tolist()),
+        "patients_by_race": patients_by(index.race.tolist()),
+        "ecgs_by_source_rate_hz": {
+            f"{rate:g}": int((index.source_rate_hz == rate).sum()) for rate in np.unique(index.source_rate_hz)
+        },
+        "ecgs_labelled": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
+    }
+
+
+def _kept_out(site_dir: Path) -> dict[str, dict[str, int]]:
+    """Records turned away and remarks by reason, over all ingests."""
+    with closing(sqlite3.connect(site_dir / INDEX_FILE)) as connection:
+        return {
+            "turned_away": dict(connection.execute("SELECT reason, count(*) FROM turned_away GROUP BY 1")),
+            "noticed": dict(connection.execute("SELECT noticed, count(*) FROM remarks GROUP BY 1")),
+        }
+
+
+def main() -> None:
+    """The console script `hemofed-client`."""
+    run_cli(app, NAME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Records into the site store, with a reason for each record turned away."""
+
+import fcntl
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from client.pseudonym import SplitShares, parse_shares
+from client.pseudonym import patient_key as settle_patient_key
+from client.records import READERS, choose_format
+from client.records.record import Remark
+from client.schema import connect, damaged
+from client.site import SITE_FILE, Disclosure, SiteSettings, load_site, write_site
+from client.store import Progress
+from client.store_writer import IngestSummary, StoreWriter, open_signals
+from shared_model.errors import ExitCode, HemoFedError
+
+LOCK_FILE = "ingest.lock"
+
+
+def ingest(
+    source: Path | str,
+    site_dir: Path | str,
+    *,
+    name: str | None = None,
+    format: str = "auto",
+    where: Sequence[str] = (),
+    disclosure: Disclosure = "clear",
+    patient_key: bytes | None = None,
+    split: str | None = None,
+    simulated: bool = False,
+    progress: Progress | None = None,
+) -> IngestSummary:
+    """Read a source folder into a site's store; what is there already is left as it is.
+
+    `name`, `disclosure` and `simulated` go into the site.toml of a new site folder; an existing one is kept.
+    `patient_key` (32 bytes) fixes the pseudonyms and the split, for simulated hospitals; a real site leaves
+    it out and gets a random key. `split` is train/validation/test in percent, 60/20/20 if it is not given; a
+    store keeps the shares of its first ingest, or a patient's later records could change sides.
+    `progress(done, total)` is called after each record.
+
+    Raises:
+        HemoFedError: the source or the site folder is unusable, the disk is full, or another ingest is at
+            work in the folder. That nothing was stored is not raised: see `IngestSummary.usable`.
+    """
+    source, site_dir = Path(source).resolve(), Path(site_dir)
+    format_name = choose_format(source, format)
+    try:
+        archive = READERS[format_name].open_archive(source, where)
+        site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _only_one(site_dir):
+            _settle_site(site_dir, name, disclosure, simulated)
+            key = settle_patient_key(site_dir, patient_key)
+            with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
+                key = replace(key, shares=_settle_shares(site_dir, connection, split))
+                writer = StoreWriter(connection, signals, key, source, format_name, where)
+                done = 0
+                for item in archive.items:
+                    writer.add(item)
+                    done += not isinstance(item, Remark)
+                    if progress is not None:
+                        progress(done, archive.count)
+                return writer.finish(site_dir)
+    except sqlite3.Error as error:
+        raise damaged(site_dir, error) from None
+    except OSError as error:
+        raise HemoFedError(
+            f"{error.filename or site_dir}: {error.strerror}; what was stored before is intact: mend this "
+            "and run the same command again",
+            ExitCode.BAD_SITE,
+        ) from None
+
+
+@contextmanager
+def _only_one(site_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock. The system lets go of it when the process ends, however it ends."""
+    with (site_dir / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HemoFedError(
+                f"{site_dir}: another ingest is at work here; wait for its end and run again",
+                ExitCode.BAD_SITE,
+            ) from None
+        yield
+
+
+def _settle_shares(site_dir: Path, connection: sqlite3.Connection, wanted: str | None) -> SplitShares:
+    """The store's split shares, fixed at its first ingest; HemoFedError where others are asked for later."""
+    asked = parse_shares(wanted) if wanted is not None else None
+    row = connection.execute("SELECT value FROM meta WHERE key = 'split'").fetchone()
+    if row is None:
+        shares = asked or SplitShares()
+        connection.execute("INSERT INTO meta VALUES ('split', ?)", (str(shares),))
+        return shares
+    kept = parse_shares(row[0])
+    if asked is not None and asked != kept:
+        raise HemoFedError(
+            f"{site_dir}: this store is split {kept}, and a patient must not change sides; leave --split out, or use "
+            "another --site-dir",
+            ExitCode.BAD_SITE,
+        )
+    return kept
+
+
+def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, simulated: bool) -> None:
+    """Write site.toml at the first ingest; later only check that it is valid and the same site is meant."""
+    if (site_dir / SITE_FILE).exists():
+        settings = load_site(site_dir)
+        if name is not None and name != settings.name:
+            raise HemoFedError(
+                f"{site_dir / SITE_FILE}: this site is called {settings.name!r}, not {name!r}; use its name "
+                "or another --site-dir",
+                ExitCode.BAD_SITE,
+            )
+        return
+    folder_name = re.sub(r"[^\w .\-]", "-", site_dir.resolve().name)[:60] or "site"
+    try:
+        settings = SiteSettings(name=name or folder_name, disclosure=disclosure, simulated=simulated)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise HemoFedError(
+            f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}; choose another", ExitCode.USAGE
+        ) from None
+    write_site(site_dir, settings)

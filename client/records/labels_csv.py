@@ -1,0 +1,144 @@
+"""labels.csv: who a record's patient is and what was measured. Columns and their meaning: docs/labels.md."""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.records.record import UNKNOWN, Noticed, Remark, known_age, known_sex, unix_seconds
+from shared_model.errors import ExitCode, HemoFedError
+
+LABELS_FILE = "labels.csv"
+RECORD_COLUMNS = ("record", "patient_id", "age_years", "sex", "race", "recorded_at", "measured_at")
+EMPTY = frozenset({"", "na", "nan", "n/a", "nd", "none", "null"})
+# A value outside is a slip of the pen or a broken transducer; the limits are wide on purpose.
+PLAUSIBLE_MMHG = {"mpcwp_mmhg": (0.0, 80.0), "mpap_mmhg": (0.0, 80.0)}
+WFDB_SUFFIXES = (".hea", ".dat", ".mat")
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One row of labels.csv; empty cells are "" or NaN."""
+
+    patient_id: str = ""
+    age_years: float = math.nan
+    sex: str = UNKNOWN
+    race: str = ""
+    recorded_at: float = math.nan
+    measured_at: float = math.nan
+    labels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The rows by record, and what was noticed while reading them."""
+
+    rows: Mapping[str, LabelRow]
+    remarks: tuple[Remark, ...]
+
+
+def read_labels(path: Path) -> LabelTable:
+    """Read a labels.csv; an absent file is an empty table.
+
+    A column beyond the known ones is a label if any of its cells is a number; a column of text is left out
+    with a remark. A single cell of a label column that is no plausible number is dropped with a remark.
+
+    Raises:
+        HemoFedError: it cannot be read as CSV, a column name stands twice, or there is no `record` column.
+    """
+    if not path.is_file():
+        return LabelTable({}, ())
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(_checked_lines(csv.DictReader(file), path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise HemoFedError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8", ExitCode.BAD_SOURCE) from None
+    remarks: list[Remark] = []
+    columns = _label_columns([cells for _, cells in lines], path, remarks)
+    rows: dict[str, LabelRow] = {}
+    for line, cells in lines:
+        record, where = record_name(cells["record"]), f"{path.name} line {line}"
+        if record in rows:
+            detail = f"{record} has a row already; the first is used, remove the other"
+            remarks.append(Remark(where, Noticed.REPEATED_LABEL_ROW, detail))
+        else:
+            rows[record] = _label_row(cells, columns, where, remarks)
+    return LabelTable(rows, tuple(remarks))
+
+
+def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    if "record" not in columns:
+        raise HemoFedError(
+            f"{path}: no column 'record' in the first line; add it: each record's path without extension",
+            ExitCode.BAD_SOURCE,
+        )
+    if len(set(columns)) < len(columns):
+        raise HemoFedError(f"{path}: a column name stands twice in the first line; rename one", ExitCode.BAD_SOURCE)
+    reader.fieldnames = columns
+    for cells in reader:
+        yield reader.line_num, {column: (cells[column] or "").strip() for column in columns}
+
+
+def _label_columns(lines: Sequence[dict[str, str]], path: Path, remarks: list[Remark]) -> list[str]:
+    """The columns that hold numbers; a remark for each that holds text only."""
+    columns = []
+    for column in [name for name in (lines[0] if lines else ()) if name not in RECORD_COLUMNS]:
+        filled = [cells[column] for cells in lines if cells[column].lower() not in EMPTY]
+        if any(_number(text) is not None for text in filled):
+            columns.append(column)
+        elif filled:
+            detail = f"holds text ({filled[0][:30]!r}), so it is no label; write 0 and 1 to make it one"
+            remarks.append(Remark(f"{path.name} column {column}", Noticed.TEXT_COLUMN, detail))
+    return columns
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def record_name(text: str) -> str:
+    """A record's name as ingest knows it: forward slashes, no leading "./", no WFDB extension."""
+    name = text.strip().replace("\\", "/").removeprefix("./")
+    return name[: -len(WFDB_SUFFIXES[0])] if name.lower().endswith(WFDB_SUFFIXES) else name
+
+
+def _label_row(cells: dict[str, str], columns: Sequence[str], where: str, remarks: list[Remark]) -> LabelRow:
+    labels: dict[str, float] = {}
+    for column in columns:
+        text = cells[column]
+        if text.lower() in EMPTY:
+            continue
+        value = _number(text)
+        low, high = PLAUSIBLE_MMHG.get(column, (-math.inf, math.inf))
+        if value is None:
+            detail = f"{column} = {text[:40]!r} is not a number; the label is dropped, mend the cell"
+            remarks.append(Remark(where, Noticed.TEXT_LABEL, detail))
+        elif low <= value <= high and math.isfinite(value):
+            labels[column] = value
+        else:
+            detail = f"{column} = {text} is outside {low:g} to {high:g}; the label is dropped, check the source"
+            remarks.append(Remark(where, Noticed.ABSURD_LABEL, detail))
+    return LabelRow(
+        patient_id=cells.get("patient_id", ""),
+        age_years=known_age(cells.get("age_years", "")),
+        sex=known_sex(cells.get("sex", "")),
+        race=cells.get("race", "").lower(),
+        recorded_at=_time(cells, "recorded_at", where, remarks),
+        measured_at=_time(cells, "measured_at", where, remarks),
+        labels=labels,
+    )
+
+
+def _time(cells: dict[str, str], column: str, where: str, remarks: list[Remark]) -> float:
+    text = cells.get(column, "")
+    try:
+        return math.nan if text.lower() in EMPTY else unix_seconds(text)
+    except ValueError:
+        detail = f"{column} = {text[:40]!r} is not ISO 8601 (2024-05-31T09:30:00); taken as unknown"
+        remarks.append(Remark(where, Noticed.UNREADABLE_TIME, detail))
+        return math.nan

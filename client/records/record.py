@@ -1,0 +1,132 @@
+"""The one typed record that every reader yields, and what a reader says when there is none."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNKNOWN = "unknown"
+OLDEST_AGE_YEARS = 120
+
+
+class Reason(StrEnum):
+    """Why a record was turned away. Each is explained, with its remedy, in docs/site-store.md."""
+
+    UNREADABLE = "unreadable"
+    MISSING_FILE = "missing_file"
+    TRUNCATED = "truncated"
+    NO_LENGTH = "no_length"
+    NO_SAMPLING_RATE = "no_sampling_rate"
+    PATH_OUTSIDE_FOLDER = "path_outside_folder"
+    NO_KNOWN_LEAD = "no_known_lead"
+    UNKNOWN_UNIT = "unknown_unit"
+    TOO_SHORT = "too_short"
+    ALL_LEADS_FLAT = "all_leads_flat"
+    MOSTLY_MISSING = "mostly_missing"
+    IMPLAUSIBLE_AMPLITUDE = "implausible_amplitude"
+    DUPLICATE = "duplicate"
+    CHANGED = "changed"
+
+
+class Noticed(StrEnum):
+    """What was noticed about a record or a table's row without turning a record away."""
+
+    LABEL_WITHOUT_RECORD = "label_without_record"
+    REPEATED_LABEL_ROW = "repeated_label_row"
+    ABSURD_LABEL = "absurd_label"
+    TEXT_LABEL = "text_label"
+    TEXT_COLUMN = "text_column"
+    UNREADABLE_TIME = "unreadable_time"
+    UNREADABLE_CODES = "unreadable_codes"
+    PATIENT_FROM_RECORD_NAME = "patient_from_record_name"
+    LABELS_DIFFER = "labels_differ"
+    FLAT_LEADS = "flat_leads"
+    SEGMENTS_LEFT_OUT = "segments_left_out"
+
+
+class Unusable(Exception):
+    """A record cannot be used. `detail` is one line that ends with the remedy."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class EcgRecord:
+    """One ECG as the source holds it."""
+
+    record_id: str
+    """Unique and stable in its source, for example the path without extension."""
+    source: str
+    """The file a person would open, relative to the source folder."""
+    signal_mv: NDArray[np.float32]
+    """(lead, time) in mV, NaN for a missing sample; at most the first 60 s."""
+    lead_names: tuple[str, ...]
+    """Canonical name of each row of `signal_mv`."""
+    sampling_rate_hz: float
+    patient_id: str
+    recorded_at: float = math.nan
+    """Unix seconds. Clock times without a zone are taken as UTC: only differences are used."""
+    age_years: float = math.nan
+    sex: str = UNKNOWN
+    race: str = UNKNOWN
+    labels: Mapping[str, float] = field(default_factory=dict)
+    measured_at: float = math.nan
+    """Unix seconds of the measurement behind the labels."""
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """A source record that does not enter the store."""
+
+    source: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something to tell that turned no record away."""
+
+    source: str
+    noticed: Noticed
+    detail: str
+
+
+Item = EcgRecord | TurnedAway | Remark
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An opened source: how many records it lists, and what they are, one after the other."""
+
+    count: int
+    items: Iterator[Item]
+
+
+def known_sex(text: str) -> str:
+    """'female', 'male' or 'unknown' from what sources write ("F", "Male" ...)."""
+    return {"f": "female", "female": "female", "m": "male", "male": "male"}.get(text.strip().lower(), UNKNOWN)
+
+
+def known_age(text: str) -> float:
+    """Years, or NaN for what is not a number within 0 to 120."""
+    try:
+        age = float(text)
+    except ValueError:
+        return math.nan
+    return age if 0 <= age <= OLDEST_AGE_YEARS else math.nan
+
+
+def unix_seconds(text: str) -> float:
+    """Unix seconds of an ISO 8601 date or time (no zone: UTC), NaN if empty. Raises ValueError if neither."""
+    if not text.strip():
+        return math.nan
+    moment = datetime.fromisoformat(text.strip())
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

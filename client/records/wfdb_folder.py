@@ -1,0 +1,100 @@
+"""A folder of WFDB records (`*.hea`, at any depth) with an optional labels.csv."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
+from client.records.record import (
+    UNKNOWN,
+    Archive,
+    EcgRecord,
+    Item,
+    Noticed,
+    Remark,
+    TurnedAway,
+    Unusable,
+    known_age,
+    known_sex,
+)
+from client.records.wfdb_header import Header, read_header, segment_names
+from client.records.wfdb_signal import read_leads
+from shared_model.errors import ExitCode, HemoFedError
+
+SUFFIX = ".hea"
+
+
+def recognises(source: Path) -> bool:
+    """Whether there is a WFDB header anywhere below."""
+    return next(source.rglob(f"*{SUFFIX}"), None) is not None
+
+
+def open_archive(source: Path, where: Sequence[str]) -> Archive:
+    """List the records of a folder. A segment of a multi-segment record is part of it, not a record.
+
+    Raises:
+        HemoFedError: labels.csv is broken, or rows are selected, which needs a table (PTB-XL has one).
+    """
+    if where:
+        raise HemoFedError(
+            "--where selects rows of a PTB-XL table; a WFDB folder has none: put the wanted records in a "
+            "folder of their own",
+            ExitCode.USAGE,
+        )
+    headers = sorted(source.rglob(f"*{SUFFIX}"))
+    segments = {header.parent / f"{name}{SUFFIX}" for header in headers for name in segment_names(header)}
+    records = [header for header in headers if header not in segments]
+    return Archive(len(records), _items(source, records, read_labels(source / LABELS_FILE)))
+
+
+def _items(source: Path, headers: Sequence[Path], table: LabelTable) -> Iterator[Item]:
+    yield from table.remarks
+    present = set()
+    for path in headers:
+        name = readable(path.relative_to(source))
+        record_id = name.removesuffix(SUFFIX)
+        present.add(record_id)
+        yield from read_record(path, record_id, name, table.rows.get(record_id))
+    for record_id in table.rows:
+        if record_id not in present:
+            detail = f"there is no {record_id}{SUFFIX}; copy the record or remove the row"
+            yield Remark(f"{LABELS_FILE}: {record_id}", Noticed.LABEL_WITHOUT_RECORD, detail)
+
+
+def readable(path: Path) -> str:
+    """A path as text that can be stored and printed, also where its bytes are not UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def read_record(path: Path, record_id: str, source: str, row: LabelRow | None) -> Iterator[Item]:
+    """One record with its remarks, or one TurnedAway. The table's word goes before the header's."""
+    try:
+        header = read_header(path)
+        leads = read_leads(header)
+    except Unusable as unusable:
+        yield TurnedAway(source, unusable.reason, unusable.detail)
+        return
+    row = row or LabelRow()
+    patient_id = row.patient_id or header.comments.get("patient_id", "")
+    if not patient_id:
+        detail = "no patient id in labels.csv or header, so this record counts as a patient of its own"
+        yield Remark(source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
+    yield EcgRecord(
+        record_id=record_id,
+        source=source,
+        signal_mv=leads.signal_mv,
+        lead_names=leads.lead_names,
+        sampling_rate_hz=header.sampling_rate_hz,
+        patient_id=patient_id or f"record:{record_id}",
+        recorded_at=header.recorded_at if math.isnan(row.recorded_at) else row.recorded_at,
+        age_years=known_age(header.comments.get("age", "")) if math.isnan(row.age_years) else row.age_years,
+        sex=_sex(header, row),
+        race=row.race or header.comments.get("race", "").lower() or UNKNOWN,
+        labels=row.labels,
+        measured_at=row.measured_at,
+    )
+
+
+def _sex(header: Header, row: LabelRow) -> str:
+    return known_sex(header.comments.get("sex", "")) if row.sex == UNKNOWN else row.sex

@@ -1,0 +1,208 @@
+"""WFDB headers, as far as ingest must know them before it trusts a file to wfdb.
+
+The grammar is wfdb's own (wfdb.io.header); format: https://physionet.org/physiotools/wag/header-5.htm
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from wfdb.io.header import rx_record, rx_signal
+
+from client.records.record import Reason, Unusable
+
+# Bytes a sample of the formats whose file size follows from the length (signal-5.htm).
+BYTES_PER_SAMPLE = {
+    "8": 1,
+    "80": 1,
+    "16": 2,
+    "61": 2,
+    "160": 2,
+    "212": 1.5,
+    "310": 4 / 3,
+    "311": 4 / 3,
+    "24": 3,
+    "32": 4,
+}
+LAYOUT_FILE = "~"
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 50, 20_000
+
+_CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?\b")
+_DATE = re.compile(r"\b\d{1,2}/\d{1,2}/\d{4}\b|\b\d{1,2}-[A-Za-z]{3}-\d{4}\b")
+_FIELD = re.compile(r"(?:^|<)\s*(patient_id|subject_id|subject|age|sex|gender|race)\s*>?\s*:\s*([^<]*)", re.I)
+
+
+@dataclass(frozen=True)
+class SignalLine:
+    """One signal of a header."""
+
+    file_name: str
+    storage_format: str
+    samples_per_frame: int
+    skew: int
+    byte_offset: int
+    gain: float
+    """Steps a unit; 0 where the header leaves it out."""
+    baseline: int
+    unit: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a .hea file says."""
+
+    path: Path
+    segments: tuple[str, ...]
+    """Names of the segment records; empty for a single-segment record."""
+    sampling_rate_hz: float
+    length: int
+    """Samples a signal."""
+    recorded_at: float
+    signals: tuple[SignalLine, ...]
+    comments: dict[str, str]
+    """patient_id, age, sex, race as written in the comments, where they are."""
+
+
+def split_header(path: Path) -> tuple[list[str], list[str]]:
+    """The lines and the comments of a header. Raises Unusable if it cannot be read or is empty."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise Unusable(Reason.UNREADABLE, f"cannot be read ({error.strerror}); check the file's permissions") from None
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = text.decode("latin-1")  # old carts write the micro sign so
+    stripped = [line.strip() for line in decoded.splitlines()]
+    lines = [line for line in stripped if line and not line.startswith("#")]
+    if not lines:
+        raise Unusable(Reason.UNREADABLE, "the header is empty; copy the record again")
+    return lines, [line.lstrip("#").strip() for line in stripped if line.startswith("#")]
+
+
+def segment_names(path: Path) -> tuple[str, ...]:
+    """The segment records that a multi-segment header joins; empty for any other file."""
+    try:
+        lines, _ = split_header(path)
+    except Unusable:
+        return ()
+    if "/" not in lines[0].split()[0]:
+        return ()
+    return tuple(line.split()[0] for line in lines[1:] if line.split()[0] != LAYOUT_FILE)
+
+
+def read_header(path: Path) -> Header:
+    """Parse and check a header.
+
+    Raises:
+        Unusable: it does not parse, states no rate or length, or names files outside its own folder.
+    """
+    lines, comments = split_header(path)
+    match = rx_record.match(lines[0])
+    if match is None:
+        raise Unusable(Reason.UNREADABLE, f"the first line is not a WFDB record line: {lines[0][:60]!r}; copy it again")
+    _refuse_foreign_paths(lines)
+    rate_hz = float(match["fs"].rstrip(".") or 0)
+    if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+        raise Unusable(
+            Reason.NO_SAMPLING_RATE,
+            f"the first line states {match['fs'] or 'no'} Hz; an ECG has {LOWEST_RATE_HZ} to "
+            f"{HIGHEST_RATE_HZ} Hz: mend the third field",
+        )
+    if not match["sig_len"]:
+        raise Unusable(
+            Reason.NO_LENGTH,
+            "the first line states no length, so a cut-off file would go unnoticed; add the number of "
+            "samples as the fourth field",
+        )
+    segments = segment_names(path)
+    signals = () if segments else tuple(_signal_line(line) for line in lines[1 : 1 + int(match["n_sig"])])
+    if not segments and (len(signals) < int(match["n_sig"]) or not signals):
+        raise Unusable(Reason.UNREADABLE, f"{len(signals)} of {match['n_sig']} signal lines are there; copy it again")
+    return Header(
+        path=path,
+        segments=segments,
+        sampling_rate_hz=rate_hz,
+        length=int(match["sig_len"]),
+        recorded_at=_base_time(lines[0]),
+        signals=signals,
+        comments=_comment_fields(comments),
+    )
+
+
+def _refuse_foreign_paths(lines: list[str]) -> None:
+    """A header names files beside itself only: a path could make ingest read any file of the machine."""
+    for name in (line.split()[0] for line in lines[1:]):
+        if "/" in name or "\\" in name or name.startswith(".."):
+            raise Unusable(
+                Reason.PATH_OUTSIDE_FOLDER,
+                f"the header points to {name[:80]!r}; put the file beside the header, named without a folder",
+            )
+
+
+def _signal_line(line: str) -> SignalLine:
+    match = rx_signal.match(line)
+    if match is None:
+        raise Unusable(Reason.UNREADABLE, f"not a WFDB signal line: {line[:60]!r}; copy the header again")
+    baseline = match["baseline"] or match["adc_zero"] or "0"
+    try:
+        return SignalLine(
+            file_name=match["file_name"],
+            storage_format=match["fmt"],
+            samples_per_frame=int(match["samps_per_frame"] or 1),
+            skew=int(match["skew"] or 0),
+            byte_offset=int(match["byte_offset"] or 0),
+            gain=float(match["adc_gain"] or 0),
+            baseline=int(baseline),
+            unit=match["units"] or "mV",
+            name=match["sig_name"].strip(),
+        )
+    except ValueError:
+        raise Unusable(
+            Reason.UNREADABLE, f"a number is broken in the signal line {line[:60]!r}; copy it again"
+        ) from None
+
+
+def _base_time(record_line: str) -> float:
+    """Unix seconds of base date and time; NaN without a date. Both "22/09/2182" and "05-Feb-2020" occur."""
+    date, clock = _DATE.search(record_line), _CLOCK.search(record_line)
+    if date is None:
+        return math.nan
+    date_form = "%d-%b-%Y" if "-" in date[0] else "%d/%m/%Y"
+    parts = (clock[0] if clock else "0:00:00").split(":")
+    try:
+        day = datetime.strptime(date[0], date_form).replace(tzinfo=UTC)
+    except ValueError:
+        return math.nan
+    seconds = float(parts[2]) if len(parts) > 2 else 0.0
+    return day.timestamp() + 3600 * int(parts[0]) + 60 * int(parts[1]) + seconds
+
+
+def _comment_fields(comments: list[str]) -> dict[str, str]:
+    """`patient_id: x`, `#Age: 67`, `<age>: 28  <sex>: M`, `<subject_id>: 1`; the first of a name counts."""
+    fields: dict[str, str] = {}
+    for comment in comments:
+        for name, value in _FIELD.findall(comment):
+            key = {"subject_id": "patient_id", "subject": "patient_id", "gender": "sex"}.get(name.lower(), name.lower())
+            fields.setdefault(key, value.strip())
+    return fields
+
+
+def check_files(header: Header) -> None:
+    """Raises Unusable if a signal file of a single-segment record is absent or shorter than stated."""
+    files: dict[str, list[SignalLine]] = {}
+    for signal in header.signals:
+        files.setdefault(signal.file_name, []).append(signal)
+    for name, signals in files.items():
+        path = header.path.parent / name
+        if name == LAYOUT_FILE or not path.is_file():
+            raise Unusable(Reason.MISSING_FILE, f"its signal file {name} is not there; copy it beside the header")
+        if any(signal.storage_format not in BYTES_PER_SAMPLE for signal in signals):
+            continue  # compressed: wfdb finds out
+        frame = sum(BYTES_PER_SAMPLE[s.storage_format] * s.samples_per_frame for s in signals)
+        needed, size = signals[0].byte_offset + int(frame * header.length), path.stat().st_size
+        if size < needed:
+            raise Unusable(Reason.TRUNCATED, f"its signal file {name} holds {size} of {needed} bytes; copy it again")

@@ -1,0 +1,126 @@
+"""The samples of a WFDB record in millivolt: by wfdb, or for plain format 16 by an equal raw read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import wfdb
+from numpy.typing import NDArray
+
+from client.records.record import Reason, Unusable
+from client.records.wfdb_header import Header, check_files
+from shared_model.leads import LEADS, canonical_lead, millivolt_per_unit
+
+LONGEST_READ_S = 60
+INVALID_16 = -32768  # format 16's missing sample (signal-5.htm)
+
+
+@dataclass(frozen=True)
+class LeadSignal:
+    """The ECG leads of a record: (lead, time) float32 mV, NaN missing, at most the first 60 s."""
+
+    signal_mv: NDArray[np.float32]
+    lead_names: tuple[str, ...]
+
+
+def read_leads(header: Header) -> LeadSignal:
+    """Read the known ECG leads of a record; other channels (pressure, PLETH ...) are left out.
+
+    Raises:
+        Unusable: a file is missing, cut short or damaged; no lead is known; a lead's unit is unknown.
+    """
+    length = min(header.length, round(LONGEST_READ_S * header.sampling_rate_hz))
+    if not header.segments:
+        check_files(header)
+    if length == 0:
+        raise Unusable(Reason.TOO_SHORT, "the header states 0 samples; copy the record again")
+    if is_plain(header):
+        channels = known_channels([s.name for s in header.signals], [s.unit for s in header.signals])
+        return _scaled(read_plain(header, length), channels)
+    names, units, physical = _read_by_wfdb(header, length)
+    return _scaled(physical, known_channels(names, units))
+
+
+def _read_by_wfdb(header: Header, length: int) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Names, units and (signal, time) of any record that wfdb reads."""
+    try:
+        record = wfdb.rdrecord(str(header.path.with_suffix("")), sampto=length)
+        physical: NDArray[np.float64] = record.p_signal.T
+        units = [signal.unit for signal in header.signals] or [unit or "" for unit in record.units]
+        names = [name or "" for name in record.sig_name]
+    except FileNotFoundError as error:
+        name = str(error.filename or error).rsplit("/", 1)[-1].strip("'\"")
+        raise Unusable(Reason.MISSING_FILE, f"its file {name} is not there; copy it beside the header") from None
+    except (Exception, MemoryError) as error:  # damage makes wfdb raise whatever its libraries raise
+        detail = f"wfdb cannot read it ({_one_line(error)}); copy the record again"
+        raise Unusable(Reason.UNREADABLE, detail) from None
+    if not len(names) == len(units) == len(physical):
+        raise Unusable(Reason.UNREADABLE, "its signals and their names differ in number; copy the header again")
+    return names, units, physical
+
+
+def is_plain(header: Header) -> bool:
+    """Whether all signals lie interleaved in one format-16 file (`.dat`, `.mat` 16+24) with gains."""
+    first = header.signals[0] if header.signals else None
+    return first is not None and all(
+        signal.storage_format == "16"
+        and signal.samples_per_frame == 1
+        and signal.skew == 0
+        and signal.gain != 0
+        and (signal.file_name, signal.byte_offset) == (first.file_name, first.byte_offset)
+        for signal in header.signals
+    )
+
+
+def read_plain(header: Header, length: int) -> NDArray[np.float64]:
+    """The first `length` samples of a plain record in its own units, as wfdb reads them: (signal, time)."""
+    first = header.signals[0]
+    steps = np.fromfile(
+        header.path.parent / first.file_name,
+        "<i2",
+        count=length * len(header.signals),
+        offset=first.byte_offset,
+    ).reshape(length, len(header.signals))
+    baseline = np.array([signal.baseline for signal in header.signals], np.float64)
+    gain = np.array([signal.gain for signal in header.signals])
+    physical: NDArray[np.float64] = (steps - baseline) / gain
+    physical[steps == INVALID_16] = np.nan
+    return physical.T
+
+
+def known_channels(names: list[str], units: list[str]) -> dict[str, tuple[int, float]]:
+    """For each canonical lead: its channel (the first of that name) and how many mV its unit is.
+
+    Raises:
+        Unusable: no channel is one of the twelve leads, or a lead's unit is not a voltage.
+    """
+    channels: dict[str, tuple[int, float]] = {}
+    for channel, (name, unit) in enumerate(zip(names, units, strict=True)):
+        lead = canonical_lead(name)
+        if lead is None or lead in channels:
+            continue
+        factor = millivolt_per_unit(unit)
+        if factor is None:
+            raise Unusable(
+                Reason.UNKNOWN_UNIT,
+                f"lead {name} has the unit {unit!r}; state mV, uV or V in its header line",
+            )
+        channels[lead] = (channel, factor)
+    if not channels:
+        listed = ", ".join(names)[:80]
+        raise Unusable(
+            Reason.NO_KNOWN_LEAD,
+            f"none of its channels ({listed}) is a known lead; name them {', '.join(LEADS)}",
+        )
+    return channels
+
+
+def _scaled(physical: NDArray[np.floating], channels: dict[str, tuple[int, float]]) -> LeadSignal:
+    places = [channel for channel, _ in channels.values()]
+    factors = np.array([factor for _, factor in channels.values()])
+    signal_mv = (physical[places] * factors[:, None]).astype(np.float32)
+    signal_mv[~np.isfinite(signal_mv)] = np.nan
+    return LeadSignal(signal_mv, tuple(channels))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,287 @@
+"""The site store: an SQLite index and one memory-mapped int16 signal file, opened for reading.
+
+`signals.i16` is (row, 12, 2500) int16, 1 uV a step, leads in canonical order, MISSING where there is none.
+Written by client/ingest.py only. Layout, provenance and what leaves: docs/site-store.md.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.schema import INDEX_FILE, check_schema, damaged
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import LEADS, SAMPLES
+
+SIGNAL_FILE = "signals.i16"
+ROW_SHAPE = (len(LEADS), SAMPLES)
+ROW_BYTES = len(LEADS) * SAMPLES * 2
+DERIVED_CHUNK = 256
+
+Progress = Callable[[int, int], None]
+Code = TypeVar("Code", str, tuple[int, str])
+Compute = Callable[[NDArray[np.int16]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """One entry a stored 10 s ECG, in ascending row; all arrays have the same length n."""
+
+    row: NDArray[np.int64]
+    record: NDArray[np.int64]
+    """Code of the source record; the segments of a longer record share it."""
+    segment: NDArray[np.uint8]
+    patient: NDArray[np.int64]
+    """Code 0..P-1 into `patient_keys`."""
+    patient_keys: tuple[str, ...]
+    """Pseudonym of each patient code, hexadecimal."""
+    split: NDArray[np.uint8]
+    """0 train, 1 validation, 2 test; the same for all entries of a patient."""
+    recorded_at: NDArray[np.float64]
+    """Unix seconds, NaN unknown."""
+    age_years: NDArray[np.float32]
+    sex: NDArray[np.str_]
+    """'female', 'male' or 'unknown'."""
+    race: NDArray[np.str_]
+    """As the source spells it, in lower case, or 'unknown'."""
+    labels: dict[str, NDArray[np.float32]]
+    """Each label column, NaN where absent."""
+    measured_at: NDArray[np.float64]
+    """Unix seconds of the measurement behind the labels, NaN unknown."""
+    source_rate_hz: NDArray[np.float32]
+    lead_mask: NDArray[np.uint16]
+    """Bit i: LEADS[i] is present."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """One site's folder with its signals mapped: (n, 12, 2500) int16, read-only."""
+
+    site_dir: Path
+    signals: NDArray[np.int16]
+    content_digest: str
+    """Names the content: caches made from other rows are not used."""
+
+
+class Store:
+    """What training and evaluation read. One site folder, or several pooled (simulation only)."""
+
+    def __init__(self, folders: Sequence[StoreFolder], index: RecordIndex) -> None:
+        self.index = index
+        self._folders = tuple(folders)
+        lengths = [len(folder.signals) for folder in self._folders]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    @property
+    def site_dir(self) -> Path:
+        """The site's folder (of a pooled store: the first site's)."""
+        return self._folders[0].site_dir
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+        """The stored steps of `rows` in the order asked for, repeats allowed: (n, 12, 2500) int16.
+
+        The disk is visited in ascending order. Raises IndexError for a row that is not there.
+        """
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._starts[-1]):
+            raise IndexError(f"row outside 0..{self._starts[-1] - 1}")
+        steps = np.empty((len(rows), *ROW_SHAPE), np.int16)
+        order = np.argsort(rows, kind="stable")
+        folder_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        local_row = rows - self._starts[folder_of_row]
+        for place, folder, row in zip(
+            order.tolist(), folder_of_row[order].tolist(), local_row[order].tolist(), strict=True
+        ):
+            steps[place] = self._folders[folder].signals[row]
+        return steps
+
+    def derived(
+        self, name: str, width: int, compute: Compute, progress: Progress | None = None, version: int = 1
+    ) -> NDArray[np.float32]:
+        """`compute` of every row, (n_records, width) float32, made at first use and then memory-mapped.
+
+        Cached in `site_dir/derived/`, named by name, version, width and the store's content, so that a store
+        that grew is computed again. `compute` takes (m, 12, 2500) int16 and returns (m, width) float32.
+        The file appears only when it is whole. Of a pooled store each site's own cache is used and joined.
+        """
+        total, tables = int(self._starts[-1]), []
+        for folder, start in zip(self._folders, self._starts.tolist(), strict=False):
+            path = folder.site_dir / "derived" / f"{name}-v{version}-{width}-{folder.content_digest}.npy"
+            if not path.exists():
+                _write_derived(path, folder.signals, width, compute, start, total, progress)
+            tables.append(np.load(path, mmap_mode="r"))
+        return tables[0] if len(tables) == 1 else np.concatenate(tables)
+
+
+def _write_derived(
+    path: Path,
+    signals: NDArray[np.int16],
+    width: int,
+    compute: Compute,
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> None:
+    """Compute a cache file in chunks; it is renamed into place when it is whole."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    table = np.lib.format.open_memmap(partial, "w+", np.float32, (len(signals), width))
+    try:
+        for start in range(0, len(signals), DERIVED_CHUNK):
+            chunk = np.ascontiguousarray(signals[start : start + DERIVED_CHUNK])
+            table[start : start + len(chunk)] = compute(chunk)
+            if progress is not None:
+                progress(done + start + len(chunk), total)
+        table.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    stem = path.name.rsplit("-", 1)[0]
+    for stale in path.parent.glob(f"{stem}-*.npy"):
+        if stale != path:
+            stale.unlink(missing_ok=True)
+
+
+def open_store(site_dir: Path | str) -> Store:
+    """Open a site's store for reading.
+
+    Raises:
+        HemoFedError: there is no store, it is of another release, or its signal file is cut short.
+    """
+    site_dir = Path(site_dir)
+    path = site_dir / INDEX_FILE
+    if not path.is_file():
+        raise HemoFedError(
+            f"{site_dir}: no site store here; make one: hemofed-client ingest SOURCE --site-dir {site_dir}",
+            ExitCode.BAD_SITE,
+        )
+    with closing(sqlite3.connect(path)) as connection:
+        check_schema(connection, path)
+        try:
+            index, digest = _load_index(connection)
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, error) from None
+    return Store([StoreFolder(site_dir, _map_signals(site_dir, len(index)), digest)], index)
+
+
+def record_ids(site_dir: Path | str) -> list[str]:
+    """The source's name of the record behind each row; it may spell a patient id and stays at the site."""
+    with closing(sqlite3.connect(Path(site_dir) / INDEX_FILE)) as connection:
+        return [name for (name,) in connection.execute("SELECT record_id FROM records ORDER BY row")]
+
+
+def _map_signals(site_dir: Path, count: int) -> NDArray[np.int16]:
+    path = site_dir / SIGNAL_FILE
+    if count == 0:
+        return np.empty((0, *ROW_SHAPE), np.int16)
+    size = path.stat().st_size if path.exists() else 0
+    if size < count * ROW_BYTES:  # longer is fine: an ingest was cut off, or is running
+        raise HemoFedError(
+            f"{path}: holds {size // ROW_BYTES} of {count} ECGs; restore it from a backup or ingest again "
+            "into a new site folder",
+            ExitCode.BAD_SITE,
+        )
+    return np.asarray(np.memmap(path, np.int16, "r", shape=(count, *ROW_SHAPE)))
+
+
+def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, str]:
+    """Read the whole index in one transaction, so that a running ingest does not split it."""
+    connection.execute("BEGIN")
+    columns = (
+        "row, archive, record_id, segment, patient, split, recorded_at, age_years, sex, race, measured_at, "
+        "source_rate_hz, lead_mask, content"
+    )
+    entries = connection.execute(f"SELECT {columns} FROM records ORDER BY row").fetchall()
+    label_rows = connection.execute("SELECT name, row, value FROM labels").fetchall()
+    field = dict(zip(columns.split(", "), zip(*entries, strict=True), strict=True)) if entries else {}
+    patient_keys, patient = _codes(field.get("patient", ()))
+    _, record = _codes(tuple(zip(field.get("archive", ()), field.get("record_id", ()), strict=True)))
+    digest = hashlib.sha256(b"".join(field.get("content", ()))).hexdigest()[:16]
+    index = RecordIndex(
+        row=np.array(field.get("row", ()), np.int64),
+        record=record,
+        segment=np.array(field.get("segment", ()), np.uint8),
+        patient=patient,
+        patient_keys=patient_keys,
+        split=np.array(field.get("split", ()), np.uint8),
+        recorded_at=np.array(field.get("recorded_at", ()), np.float64),  # None becomes NaN
+        age_years=np.array(field.get("age_years", ()), np.float32),
+        sex=np.array(field.get("sex", ()), np.str_),
+        race=np.array(field.get("race", ()), np.str_),
+        labels=_label_columns(label_rows, len(entries)),
+        measured_at=np.array(field.get("measured_at", ()), np.float64),
+        source_rate_hz=np.array(field.get("source_rate_hz", ()), np.float32),
+        lead_mask=np.array(field.get("lead_mask", ()), np.uint16),
+    )
+    return index, digest
+
+
+def _codes(values: Sequence[Code]) -> tuple[tuple[Code, ...], NDArray[np.int64]]:
+    """Distinct values in order of first appearance, and each value's place among them."""
+    code: dict[Code, int] = {}
+    places = np.array([code.setdefault(value, len(code)) for value in values], np.int64)
+    return tuple(code), places
+
+
+def _label_columns(entries: list[tuple[str, int, float]], count: int) -> dict[str, NDArray[np.float32]]:
+    labels: dict[str, NDArray[np.float32]] = {}
+    for name, row, value in entries:
+        labels.setdefault(name, np.full(count, np.nan, np.float32))[row] = value
+    return dict(sorted(labels.items()))
+
+
+def open_pooled(site_dirs: Sequence[Path | str]) -> Store:
+    """Several sites as one store, rows renumbered in the order given; patients of two sites stay distinct.
+
+    For the pooled baseline of a simulation only: no hospital's data are pooled in a real study.
+    """
+    stores = [open_store(site_dir) for site_dir in site_dirs]
+    if not stores:
+        raise HemoFedError("no site folders to pool; give one or more --site DIR", ExitCode.USAGE)
+    folders = [folder for store in stores for folder in store._folders]
+    return Store(folders, _join([store.index for store in stores]))
+
+
+def _join(indexes: Sequence[RecordIndex]) -> RecordIndex:
+    def joined(name: str) -> NDArray[np.generic]:
+        return np.concatenate([getattr(index, name) for index in indexes])
+
+    def shifted(name: str, sizes: Sequence[int]) -> NDArray[np.int64]:
+        starts = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate([getattr(index, name) + start for index, start in zip(indexes, starts, strict=True)])
+
+    names = sorted({name for index in indexes for name in index.labels})
+    plain = (
+        "segment",
+        "split",
+        "recorded_at",
+        "age_years",
+        "sex",
+        "race",
+        "measured_at",
+        "source_rate_hz",
+        "lead_mask",
+    )
+    columns: dict[str, NDArray[np.generic]] = {name: joined(name) for name in plain}
+    labels = {
+        name: np.concatenate([index.labels.get(name, np.full(len(index), np.nan, np.float32)) for index in indexes])
+        for name in names
+    }
+    return RecordIndex(
+        row=shifted("row", [len(index) for index in indexes]),
+        record=shifted("record", [int(index.record.max(initial=-1)) + 1 for index in indexes]),
+        patient=shifted("patient", [len(index.patient_keys) for index in indexes]),
+        patient_keys=tuple(f"{site}:{key}" for site, index in enumerate(indexes) for key in index.patient_keys),
+        labels=labels,
+        **columns,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,260 @@
+"""What a site does when asked: describe itself, train a round, count its scores. Knows no network."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client import local_state
+from client.evaluation import Scores, count, pressure_score, release
+from client.site import SiteSettings, load_site
+from client.store import RecordIndex, Store, open_pooled, open_store
+from client.training import LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
+from shared_model.disclosure import round_count
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import to_millivolt
+from shared_model.model import build_model, put_arrays, take_arrays, travelling_names
+from shared_model.objectives.losses import collapse_warning
+from shared_model.objectives.relations import Relation
+from shared_model.release import release_sha256
+from shared_model.study import Study, derive_seed
+from shared_model.subgroups import attributes_of, restrict_levels
+from shared_model.wire import Arrays, Instruction, Reply, SiteDescription, TrainingReport
+
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+POOLED_FILE = "pooled.json"
+PROGRESS_FILE = "progress.json"
+
+
+def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
+    """Say what this site has.
+
+    Guarantee: every count is rounded to the site's own `count_rounding`; nothing else of the store is said.
+    """
+    settings, index = load_site(site_dir), open_site(site_dir).index
+    labelled = has_label(index, instruction.study.target.column)
+
+    def patients(where: NDArray[np.bool_]) -> int:
+        return round_count(len(np.unique(index.patient[where])), settings.count_rounding)
+
+    description = SiteDescription(
+        release_sha256=release_sha256(),
+        simulated=settings.simulated,
+        disclosure=settings.disclosure,
+        shares_own_figures=settings.share_site_results,
+        records=round_count(len(index), settings.count_rounding),
+        patients=patients(np.full(len(index), True)),
+        train_patients=patients(index.split == SPLITS["train"]),
+        labelled_train_patients=patients(labelled & (index.split == SPLITS["train"])),
+        validation_patients=patients(labelled & (index.split == SPLITS["validation"])),
+        test_patients=patients(labelled & (index.split == SPLITS["test"])),
+    )
+    return Reply(site=settings.name, description=description), {}
+
+
+def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
+    """One round of local training, self-supervised or supervised; the new weights go back, what is local stays."""
+    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
+    task, number = instruction.task, instruction.round_number
+    device = prepare_device(settings, study)
+    model, names = site_model(instruction, arrays, site_dir)
+    rows = training_rows(store.index, study, task)
+    kept = local_state.load_before(site_dir, instruction.run_id, task, number)
+    work = LocalWork(
+        phase=study.pretrain if task == "pretrain" else study.finetune,
+        rows=rows,
+        learning_rate=instruction.learning_rate,
+        seed=derive_seed(study.seed, task, number, settings.name),
+        precision=study.federation.precision,
+        proximal_mu=study.federation.proximal_mu if study.federation.rule == "fedprox" else 0.0,
+        optimizer_state=with_prefix(kept, "optimizer.") if study.federation.keep_optimizer_state else {},
+        on_step=progress_file(site_dir, f"{task} round {number}"),
+    )
+    model.to(device)
+    if task == "pretrain":
+        outcome = pretrain(study, model, store, work, device, descriptors(store, study.objective.relation, site_dir))
+    else:
+        outcome = finetune(study, model, store, work, device)
+    keep_local(instruction, site_dir, model, names, outcome)
+    return Reply(site=settings.name, training=report_of(outcome)), take_arrays(model, names)
+
+
+def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
+    """Score the labelled ECGs of one split and hand over the counts that the site's tier lets out.
+
+    Guarantee: as `client.evaluation.release`; the tier is the site's own, and without one nothing leaves.
+    """
+    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
+    device = prepare_device(settings, study)
+    model, _ = site_model(instruction, arrays, site_dir)
+    index = store.index
+    chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
+    scores = predict(study, model.to(device), store, index.row[chosen], device)
+    replicates = study.evaluation.bootstrap_replicates if instruction.split == "test" else 0
+    counts = count(scored_records(study, index, chosen, scores), study.evaluation.partitions, replicates, study.seed)
+    return Reply(site=settings.name), release(
+        counts,
+        settings.disclosure,
+        settings.minimum_cell,
+        secure_sum_available=secure_sum,
+        threshold_edge=instruction.threshold_edge,
+        groups=study.evaluation.groups,
+    )
+
+
+def scored_records(study: Study, index: RecordIndex, chosen: NDArray[np.bool_], scores: NDArray[np.float64]) -> Scores:
+    """What the model said of the chosen ECGs, beside who they are of and what was measured."""
+    target = study.target
+    values = index.labels[target.column][chosen].astype(np.float64) if chosen.any() else np.empty(0)
+    attributes = attributes_of(index.sex[chosen], index.age_years[chosen], index.race[chosen])
+    regression = target.kind == "regression"
+    return Scores(
+        patients=index.patient[chosen],
+        patient_keys=index.patient_keys,
+        recorded_at=index.recorded_at[chosen],
+        measured_at=index.measured_at[chosen],
+        attributes=restrict_levels(attributes, {"race": study.evaluation.races}),
+        outcomes=(values > target.threshold).astype(np.float64),
+        probabilities=pressure_score(scores, target.threshold) if regression else scores,
+        measured_mmhg=values if regression else None,
+        predicted_mmhg=scores if regression else None,
+    )
+
+
+def open_site(site_dir: Path) -> Store:
+    """The site's store; in a simulation's pooled baseline, the stores that `pooled.json` lists, as one."""
+    listing = site_dir / POOLED_FILE
+    return open_pooled(json.loads(listing.read_text())) if listing.exists() else open_store(site_dir)
+
+
+def has_label(index: RecordIndex, column: str) -> NDArray[np.bool_]:
+    """Which stored ECGs have a value in the target's column; none where the site has no such column."""
+    return ~np.isnan(index.labels[column]) if column in index.labels else np.full(len(index), False)
+
+
+def training_rows(index: RecordIndex, study: Study, task: str) -> Rows:
+    """Rows of the training split: all of them in pretraining, the labelled ones in fine-tuning.
+
+    Raises:
+        HemoFedError: there are fewer than two, so that nothing can be learned here.
+    """
+    chosen = index.split == SPLITS["train"]
+    if task == "finetune":
+        chosen &= has_label(index, study.target.column)
+    if chosen.sum() < 2:
+        raise HemoFedError(
+            f"{chosen.sum()} training ECGs for {task}; ingest more records"
+            + (f" with a value in {study.target.column}" if task == "finetune" else ""),
+            ExitCode.NO_USABLE_PATIENTS,
+        )
+    rows: Rows = index.row[chosen]
+    return rows
+
+
+def prepare_device(settings: SiteSettings, study: Study) -> torch.device:
+    """Where to compute, by the site's own word. Threads are the study's: they decide the last bit of a sum.
+
+    Raises:
+        HemoFedError: site.toml asks for CUDA and there is none.
+    """
+    torch.set_num_threads(settings.threads or study.federation.threads_per_client)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise HemoFedError(
+            'site.toml: device = "cuda", but torch sees no CUDA device; use "auto" or "cpu"',
+            ExitCode.DEVICE_MISSING,
+        )
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def site_model(instruction: Instruction, arrays: Arrays, site_dir: Path) -> tuple[nn.ModuleDict, tuple[str, ...]]:
+    """The model of this instruction: the arrays that came, and the arrays that stayed here at earlier rounds.
+
+    Raises:
+        HemoFedError: the arrays are not those that travel in this task.
+    """
+    study, task = instruction.study, instruction.task
+    model = build_model(study)
+    names = travelling_names(study, task, model)
+    if set(arrays) != set(names):
+        raise HemoFedError(
+            "weights: not the arrays that travel in this task; both ends must run one release",
+            ExitCode.RELEASE_DIFFERS,
+        )
+    # What stayed here: of earlier phases the last round, of this phase the round before, of the judged model its own.
+    number = instruction.round_number
+    limits = {"pretrain": number} if task == "pretrain" else {"pretrain": None, "finetune": number}
+    if task == "evaluate":
+        limits["finetune"] = number + 1
+    for phase, limit in limits.items():
+        kept = local_state.load_before(site_dir, instruction.run_id, phase, limit)
+        put_arrays(model, {name: value.numpy() for name, value in with_prefix(kept, "model.").items()})
+    put_arrays(model, arrays)
+    return model, names
+
+
+def keep_local(
+    instruction: Instruction, site_dir: Path, model: nn.ModuleDict, names: tuple[str, ...], outcome: Outcome
+) -> None:
+    """Keep what does not travel: local arrays of the model, and the optimiser's moments where the study says so."""
+    study = instruction.study
+    state: dict[str, Tensor] = {
+        f"model.{name}": value.detach().cpu()
+        for name, value in model.state_dict().items()
+        if name not in names and not (instruction.task == "pretrain" and name.startswith("head."))
+    }
+    if study.federation.keep_optimizer_state:
+        state |= {f"optimizer.{name}": value for name, value in outcome.optimizer_state.items()}
+    if state:
+        keep_all = study.evaluation.model == "best_on_validation"
+        local_state.save(site_dir, instruction.run_id, instruction.task, instruction.round_number, state, keep_all)
+
+
+def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def descriptors(store: Store, relation: Relation, site_dir: Path) -> NDArray[np.float32]:
+    """(records, width) what the relation compares: from the site's cache where describing is slow."""
+
+    def compute(steps: NDArray[np.int16]) -> NDArray[np.float32]:
+        signal, present = to_millivolt(steps)
+        return relation.describe(torch.from_numpy(signal), torch.from_numpy(present)).numpy()
+
+    progress = progress_file(site_dir, f"describing ECGs ({relation.name})")
+    return store.derived(relation.cache_name, relation.width, compute, progress)
+
+
+def report_of(outcome: Outcome) -> TrainingReport:
+    """What the centre is told of a round: means over steps."""
+    health = outcome.diagnostics
+    return TrainingReport(
+        steps=outcome.steps,
+        loss=outcome.loss,
+        violating_share=health.get("violating_share"),
+        mean_cosine=health.get("mean_cosine"),
+        hub_share=health.get("hub_share"),
+        warning=collapse_warning(health) if health else None,
+    )
+
+
+def progress_file(site_dir: Path, doing: str) -> Progress:
+    """A callback that writes how far this site is to `progress.json`, at most twice a second, for whoever watches."""
+    path, last = site_dir / PROGRESS_FILE, 0.0
+
+    def write(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.5 and done < total:
+            return
+        last = now
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"doing": doing, "done": done, "total": total}))
+        unfinished.replace(path)
+
+    return write

@@ -1,0 +1,206 @@
+"""The one local training loop, and the two losses it is run with: self-supervised and supervised."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor, nn
+
+from client.store import Store
+from shared_model.encoder import decay_groups
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.heads import standardised
+from shared_model.leads import MISSING
+from shared_model.objectives.catalogue import pretraining_step
+from shared_model.objectives.losses import Diagnostics, summarise
+from shared_model.objectives.views import augment
+from shared_model.study import Phase, Study
+
+Rows = NDArray[np.int64]
+StepLoss = Callable[[Rows], tuple[Tensor, Diagnostics | None]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """One round of local training at one site."""
+
+    phase: Phase
+    rows: Rows
+    learning_rate: float
+    seed: int
+    precision: str = "float32"
+    proximal_mu: float = 0.0
+    optimizer_state: Mapping[str, Tensor] = field(default_factory=dict)
+    on_step: Progress = lambda done, total: None
+
+    @property
+    def steps(self) -> int:
+        """Local steps of this round: the epochs asked for, at least the minimum asked for."""
+        per_epoch = max(1, len(self.rows) // self.phase.batch_size)
+        return max(self.phase.minimum_steps, math.ceil(self.phase.local_epochs * per_epoch))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round left behind besides the changed weights. `diagnostics` are means over the steps."""
+
+    steps: int
+    loss: float
+    diagnostics: Mapping[str, float]
+    optimizer_state: Mapping[str, Tensor]
+
+
+def batches(rows: Rows, batch_size: int, steps: int, seed: int) -> Iterator[Rows]:
+    """`steps` batches of rows, reshuffled each epoch, so that no two ECGs always meet in one batch.
+
+    The incomplete batch at an epoch's end is dropped; a site with fewer rows than a batch gives them all.
+    """
+    generator = np.random.default_rng(seed)
+    size = min(batch_size, len(rows))
+    order, start = generator.permutation(rows), 0
+    for _ in range(steps):
+        if start + size > len(order):
+            order, start = generator.permutation(rows), 0
+        yield order[start : start + size]
+        start += size
+
+
+def read_signals(store: Store, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ECGs of the rows: signal (batch, 12, 2500) float32 mV with 0 where missing, and present (bool)."""
+    steps_uv = torch.from_numpy(store.read(rows)).to(device)
+    present = steps_uv != int(MISSING)
+    return torch.where(present, steps_uv.float() * 1e-3, 0.0), present
+
+
+def train(model: nn.Module, trained: nn.Module, work: LocalWork, step_loss: StepLoss) -> Outcome:
+    """Take `work.steps` AdamW steps on the parameters of `trained`, a part of `model`.
+
+    The proximal term of FedProx (Li et al., MLSys 2020, eq. 2) pulls towards the weights at the round's
+    start; its gradient mu * (w - w_start) is added after the backward pass.
+
+    Raises:
+        HemoFedError: the loss is not finite; the round's weights are not to be used.
+    """
+    optimizer = torch.optim.AdamW(decay_groups(trained, work.phase.weight_decay), lr=work.learning_rate)
+    restore_optimizer(optimizer, work.optimizer_state)
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in parameters] if work.proximal_mu else []
+    losses: list[Tensor] = []
+    seen: list[Diagnostics] = []
+    torch.manual_seed(work.seed)  # dropout draws from torch's global stream: give each site and round its own
+    model.train()
+    for number, rows in enumerate(batches(work.rows, work.phase.batch_size, work.steps, work.seed), 1):
+        loss, diagnostics = step_loss(rows)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, origin in zip(parameters, start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=work.proximal_mu)
+        nn.utils.clip_grad_norm_(parameters, work.phase.gradient_clip_norm)
+        optimizer.step()
+        losses.append(loss.detach())
+        if diagnostics is not None:
+            seen.append(diagnostics)
+        work.on_step(number, work.steps)
+    mean_loss = float(torch.stack(losses).mean()) if losses else 0.0
+    if not math.isfinite(mean_loss):
+        raise HemoFedError("training: the loss is not finite; lower the study's learning rate", ExitCode.SITE_FAILED)
+    return Outcome(len(losses), mean_loss, summarise(seen) if seen else {}, flatten_optimizer(optimizer))
+
+
+def pretrain(
+    study: Study,
+    model: nn.ModuleDict,
+    store: Store,
+    work: LocalWork,
+    device: torch.device,
+    descriptors: NDArray[np.float32],
+) -> Outcome:
+    """Self-supervised local training of the encoder with the study's objective.
+
+    Args:
+        descriptors: (records, width) what the relation compares, one row a stored record.
+    """
+    encoder = model["encoder"]
+    generator = torch.Generator(device=device).manual_seed(work.seed)
+    record = store.index.record
+
+    def step_loss(rows: Rows) -> tuple[Tensor, Diagnostics]:
+        signals, _ = read_signals(store, rows, device)
+        described = torch.from_numpy(descriptors[rows]).to(device)
+        codes = torch.from_numpy(record[rows]).to(device)
+        same_record = codes[:, None] == codes[None, :]
+        with autocast(device, work.precision):
+            return pretraining_step(study.objective, encoder, signals, described, same_record, generator)
+
+    return train(model, encoder, work, step_loss)
+
+
+def finetune(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, device: torch.device) -> Outcome:
+    """Supervised local training of encoder and head on the study's target.
+
+    Classification: binary cross-entropy on value > threshold. Regression: squared error of the value in
+    units of the study's fixed centre and scale.
+    """
+    generator = torch.Generator(device=device).manual_seed(work.seed)
+    target = study.target
+    values = store.index.labels[target.column]
+
+    def step_loss(rows: Rows) -> tuple[Tensor, None]:
+        signals, _ = read_signals(store, rows, device)
+        if study.finetune.augment:
+            signals = augment(signals, generator)
+        wanted = torch.from_numpy(values[rows]).to(device)
+        with autocast(device, work.precision):
+            output = model["head"](model["encoder"](signals)).float()
+        if target.kind == "regression":
+            return nn.functional.mse_loss(output, standardised(wanted, target.centre, target.scale)), None
+        return nn.functional.binary_cross_entropy_with_logits(output, (wanted > target.threshold).float()), None
+
+    return train(model, model, work, step_loss)
+
+
+def predict(study: Study, model: nn.ModuleDict, store: Store, rows: Rows, device: torch.device) -> NDArray[np.float64]:
+    """Scores of the rows, dropout off: P(value > threshold), or mmHg where the target is regression."""
+    model.eval()
+    scores = np.empty(len(rows), dtype=np.float64)
+    with torch.inference_mode(), autocast(device, study.federation.precision):
+        for start in range(0, len(rows), 256):
+            signals, _ = read_signals(store, rows[start : start + 256], device)
+            output = model["head"](model["encoder"](signals))
+            scores[start : start + 256] = output.double().cpu().numpy()
+    if study.target.kind == "regression":
+        return scores * study.target.scale + study.target.centre
+    return np.asarray(expit(scores))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bfloat16 where the study says so, else a no-op."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's moments as named tensors, so that they can be kept as safetensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": value.detach().cpu().contiguous()
+        for index, moments in state.items()
+        for key, value in moments.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
+    """Put back moments from `flatten_optimizer`; an empty mapping leaves a fresh optimiser."""
+    if not kept:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in kept.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,171 @@
+"""A study from its first message to its folder: results.json, metrics.jsonl, model/ and report.html."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from server import summary
+from server.aggregation import Weights
+from server.conductor import Ask
+from server.judging import StudyOutcome
+from server.logbook import file_watcher
+from server.report.card import write_card
+from server.report.ecg_paper import ExampleEcg
+from server.report.files import RESULTS_FILE, load_metrics, load_results, write_results
+from server.report.page import write_page
+from server.report.results import (
+    Baselines,
+    Comparisons,
+    Estimate,
+    LocalOnly,
+    ModelSummary,
+    Oracle,
+    Pooled,
+    Privacy,
+    Results,
+    SiteSummary,
+    Threshold,
+)
+from server.rounds import run_study
+from shared_model.disclosure import round_count
+from shared_model.model import build_model
+from shared_model.release import VERSION, release_sha256
+from shared_model.study import Study
+from shared_model.wire import SiteDescription, SiteFailure
+
+WEIGHTS_FILE = "model.safetensors"
+NOT_ASKED = "not asked for: only hemofed-sim run makes baselines, since it can see all sites"
+
+
+def conduct(
+    study: Study,
+    ask: Ask,
+    described: Mapping[str, SiteDescription | SiteFailure],
+    out: Path,
+    *,
+    engine: str,
+    resume: bool,
+) -> Results:
+    """Run a study and write its folder. A study that is finished already is not run again."""
+    if resume and (out / RESULTS_FILE).exists():
+        return load_results(out)
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = run_study(study, ask, described, out, resume=resume, watcher=file_watcher(out))
+    digest = write_weights(study, outcome.weights, out)
+    results = results_of(study, outcome, engine, round(time.monotonic() - started, 1), digest)
+    write_folder(results, out)
+    return results
+
+
+def write_folder(results: Results, out: Path, examples: tuple[ExampleEcg, ...] = ()) -> None:
+    """Write results.json, the model card and the page; what was there is replaced."""
+    write_results(results, out)
+    write_card(results, out / "model")
+    write_page(results, load_metrics(out), examples, out)
+
+
+def write_weights(study: Study, weights: Weights, out: Path) -> str:
+    """Write model/model.safetensors with what it needs to be used; returns its SHA-256.
+
+    The same weights give the same bytes, so that two runs can be compared by their hashes.
+    """
+    folder = out / "model"
+    folder.mkdir(exist_ok=True)
+    facts = {
+        "study": study.model_dump_json(),
+        "release_sha256": release_sha256(),
+        "study_sha256": study.digest,
+    }
+    save_file({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, folder / WEIGHTS_FILE, facts)
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def results_of(study: Study, outcome: StudyOutcome, engine: str, seconds: float, weights_sha256: str) -> Results:
+    """The outcome as figures, without baselines."""
+    test = reduce(add, outcome.test.values())
+    edge, threshold = outcome.threshold.edge, outcome.threshold
+    shares = {name: tally for name, tally in outcome.test.items() if outcome.sites[name].shares_own_figures}
+    name = study.target.name
+    return Results(
+        name=study.name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        hemofed_version=VERSION,
+        release_sha256=release_sha256(),
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        },
+        engine=engine,
+        seed=study.seed,
+        simulated=all(site.simulated for site in outcome.sites.values()),
+        seconds=seconds,
+        study=study.model_dump(mode="json"),
+        study_digest=study.digest,
+        model=ModelSummary(
+            encoder=study.encoder.preset,
+            parameters=sum(value.numel() for value in build_model(study).parameters()),
+            weights_sha256=weights_sha256,
+        ),
+        privacy=privacy_of(study, outcome),
+        sites=tuple(site_summary(*item) for item in sorted(outcome.sites.items())),
+        oracle_auroc=None,
+        oracle=Oracle(reason="known for simulated hospitals only"),
+        threshold=Threshold(
+            probability=threshold.probability,
+            rule="largest sensitivity + specificity (Youden)",
+            reason=threshold.reason,
+        ),
+        targets=(name,),
+        test={name: summary.target_result(study, test, edge)},
+        site_results=summary.site_results(study, shares, edge),
+        subgroups=summary.subgroups(study, test, edge),
+        fairness=summary.fairness(study, test),
+        baselines=no_baselines(name),
+    )
+
+
+def site_summary(name: str, site: SiteDescription) -> SiteSummary:
+    """One hospital's own description, rounded once more in case its site.toml rounds less."""
+    return SiteSummary(
+        name=name,
+        simulated=site.simulated,
+        patients=round_count(site.patients),
+        records=round_count(site.records),
+        train_patients=round_count(site.train_patients),
+        validation_patients=round_count(site.validation_patients),
+        test_patients=round_count(site.test_patients),
+        labelled_train_patients=round_count(site.labelled_train_patients),
+        reason="a site's prevalence is not asked for",
+    )
+
+
+def privacy_of(study: Study, outcome: StudyOutcome) -> Privacy:
+    """What guarded the patients: nothing differentially private yet, and counts by each site's tier."""
+    tiers = sorted({site.disclosure for site in outcome.sites.values()})
+    fine = tiers == ["masked"]
+    return Privacy(
+        disclosure_tier=", ".join(tiers) + (" (summed in this process)" if "masked" in tiers else ""),
+        score_bins=1024 if fine else 32,
+        minimum_cell=study.evaluation.minimum_cell,
+    )
+
+
+def no_baselines(target: str) -> Baselines:
+    """Every baseline null, with the reason."""
+    missing = Estimate(reason=NOT_ASKED)
+    return Baselines(
+        local_only={target: LocalOnly(reason=NOT_ASKED)},
+        pooled={target: Pooled(auroc=missing)},
+        comparisons=Comparisons(federated_minus_local_only=missing, federated_minus_pooled=missing),
+    )

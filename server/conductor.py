@@ -1,0 +1,74 @@
+"""A study under way: whom it asks, who watches, and the few things that every step of it does."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.aggregation import Weights
+from server.report.results import RoundMetrics
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.model import build_model, travelling_names
+from shared_model.study import Study
+from shared_model.wire import Answer, Arrays, Instruction, SiteDescription, Split, Task
+
+# Sends one instruction to each named site and yields the answers one by one, in site-name order.
+Ask = Callable[[Instruction, Arrays, Sequence[str]], Iterator[Answer]]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how the study goes; each is called in the study's own thread."""
+
+    on_sites: Callable[[Mapping[str, SiteDescription]], None] = lambda sites: None
+    on_round_start: Callable[[str, int, int], None] = lambda phase, number, rounds: None
+    on_round: Callable[[RoundMetrics], None] = lambda metrics: None
+    on_notice: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class Conductor:
+    """One study under way: what every round needs."""
+
+    study: Study
+    ask: Ask
+    out: Path
+    watcher: Watcher
+    run_id: str
+    sites: dict[str, SiteDescription] = field(default_factory=dict)
+
+
+def require_sites(conductor: Conductor, answered: int, what: str) -> None:
+    """Stop where fewer sites answered than the study's minimum: a mean of nobody is no result."""
+    needed = conductor.study.federation.minimum_sites
+    if answered < needed:
+        raise HemoFedError(
+            f"{answered} of the {needed} sites the study needs {what}; mend the sites named above, then "
+            "run again with --resume",
+            ExitCode.TOO_FEW_SITES,
+        )
+
+
+def instruct(
+    conductor: Conductor,
+    task: Task,
+    number: int = 0,
+    learning_rate: float = 0.0,
+    split: Split = "validation",
+    threshold_edge: int | None = None,
+) -> Instruction:
+    """An instruction of this run."""
+    return Instruction(
+        run_id=conductor.run_id,
+        task=task,
+        round_number=number,
+        study=conductor.study,
+        learning_rate=learning_rate,
+        split=split,
+        threshold_edge=threshold_edge,
+    )
+
+
+def travelling(study: Study, task: str, weights: Weights) -> Weights:
+    """The part of the weights that goes to the sites in this task."""
+    model = build_model(study)
+    return {name: weights[name] for name in travelling_names(study, task, model)}

@@ -1,0 +1,74 @@
+"""The judging of a study: counts from the sites, the threshold from validation, the test split once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from server.aggregation import Weights
+from server.checkpoint import Checkpoint
+from server.conductor import Conductor, instruct, require_sites, travelling
+from shared_model.errors import HemoFedError
+from shared_model.histograms import ScoreHistogram, empty_histogram
+from shared_model.statistics import Threshold, auroc, choose_threshold
+from shared_model.subgroups import ALL
+from shared_model.tally import SiteTally, from_arrays
+from shared_model.wire import SiteDescription, SiteFailure, Split
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a study ends with, before it is turned into tables."""
+
+    run_id: str
+    sites: Mapping[str, SiteDescription]
+    weights: Weights
+    model_round: int
+    threshold: Threshold
+    test: Mapping[str, SiteTally]
+
+
+def judge(conductor: Conductor, state: Checkpoint) -> StudyOutcome:
+    """Choose the round, take its validation counts for the threshold, and read the test split, once."""
+    best = conductor.study.evaluation.model == "best_on_validation" and state.position.best_round > 0
+    number = state.position.best_round if best else conductor.study.finetune.rounds
+    weights = state.best_weights if best else state.weights
+    conductor.watcher.on_round_start("evaluate", 1, 1)
+    threshold = choose_threshold(everyone(gather(conductor, weights, number, "validation")))
+    test = gather(conductor, weights, number, "test", threshold.edge)
+    require_sites(conductor, len(test), "gave counts of their test patients")
+    return StudyOutcome(conductor.run_id, conductor.sites, weights, number, threshold, test)
+
+
+def gather(
+    conductor: Conductor, weights: Weights, number: int, split: Split, threshold_edge: int | None = None
+) -> dict[str, SiteTally]:
+    """Every site's counts on one split, by site. Sites that failed or may release nothing are left out."""
+    instruction = instruct(conductor, "evaluate", number, split=split, threshold_edge=threshold_edge)
+    tallies: dict[str, SiteTally] = {}
+    for answer in conductor.ask(instruction, travelling(conductor.study, "evaluate", weights), sorted(conductor.sites)):
+        if isinstance(answer, SiteFailure):
+            conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {answer.reason}")
+            continue
+        try:
+            tallies[answer.site] = from_arrays(answer.arrays)
+        except HemoFedError as error:
+            conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {error.message}")
+    return tallies
+
+
+def everyone(tallies: Mapping[str, SiteTally]) -> ScoreHistogram:
+    """The sum over sites of their index ECGs; empty where no site released any."""
+    return reduce(
+        add,
+        (tally.histograms[ALL] for tally in tallies.values() if ALL in tally.histograms),
+        empty_histogram(),
+    )
+
+
+def validation_auroc(conductor: Conductor, state: Checkpoint, number: int) -> float | None:
+    """AUROC over all sites' validation patients, or None where too few counts may be had."""
+    histogram = everyone(gather(conductor, state.weights, number, "validation"))
+    if min(histogram.positives, histogram.negatives) < conductor.study.evaluation.minimum_cell:
+        return None
+    return auroc(histogram).value

@@ -1,0 +1,193 @@
+"""A study's phases and rounds: pretrain, finetune, evaluate. Knows no network: it is given `ask`."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from server import checkpoint as checkpoints
+from server.aggregation import UPDATE_RULES, RunningMean, fault_of
+from server.checkpoint import Checkpoint, Position
+from server.conductor import Ask, Conductor, Watcher, instruct, require_sites, travelling
+from server.judging import StudyOutcome, judge, validation_auroc
+from server.report.files import METRICS_FILE, load_metrics, write_metrics
+from server.report.results import RoundMetrics
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.model import build_model, take_arrays, travelling_names
+from shared_model.release import release_sha256
+from shared_model.study import Phase, Study
+from shared_model.wire import SiteDescription, SiteFailure, SiteReply, TrainingReport
+
+TrainingPhase = Literal["pretrain", "finetune"]
+PHASES = ("pretrain", "finetune", "evaluate")
+
+
+def run_study(
+    study: Study,
+    ask: Ask,
+    described: Mapping[str, SiteDescription | SiteFailure],
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> StudyOutcome:
+    """Run a study from its first round, or from its last whole one, to the test split, read once at the end.
+
+    Args:
+        described: what each site said of itself, or how it failed to.
+        out: folder of this study; `checkpoint/` in it is written after every round.
+
+    Raises:
+        HemoFedError: too few sites answer, the checkpoint is of another study, or no site has labels.
+    """
+    start = begin(study, out / "checkpoint", resume)
+    conductor = Conductor(study, ask, out, watcher or Watcher(), start.position.run_id)
+    accept_sites(conductor, described)
+    state = fix_site_weights(conductor, start)
+    state = run_phase(conductor, state, "pretrain", study.pretrain)
+    state = run_phase(conductor, state, "finetune", study.finetune)
+    return judge(conductor, state)
+
+
+def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
+    """The checkpoint to start from: the saved one where the study resumes, else the seed's own weights."""
+    saved = checkpoints.load(folder, study.digest)
+    if saved and not resume:
+        raise HemoFedError(
+            f"{folder.parent}: holds a study that was begun; add --resume to go on, or give another --out",
+            ExitCode.BAD_CHECKPOINT,
+        )
+    if saved:
+        keep_metrics_before(saved.position, folder.parent)
+        return saved
+    model = build_model(study)
+    weights = take_arrays(model, travelling_names(study, "finetune", model))
+    return Checkpoint(Position(run_id=uuid4().hex, study_sha256=study.digest), weights, {}, {})
+
+
+def keep_metrics_before(position: Position, out: Path) -> None:
+    """Drop the lines of rounds that the checkpoint does not hold: they will be run, and written, again."""
+    if not (out / METRICS_FILE).exists():
+        return
+    reached = (PHASES.index(position.phase), position.round_number)
+    done = [row for row in load_metrics(out) if (PHASES.index(row.phase), row.round) <= reached]
+    write_metrics(done, out)
+
+
+def accept_sites(conductor: Conductor, described: Mapping[str, SiteDescription | SiteFailure]) -> None:
+    """Leave out the sites that failed or run another release; stop where too few are left."""
+    for name, site in sorted(described.items()):
+        if isinstance(site, SiteFailure):
+            conductor.watcher.on_notice(f"{name}: left out: {site.reason}")
+        elif site.release_sha256 != release_sha256():
+            conductor.watcher.on_notice(f"{name}: left out: it runs another release of hemofed")
+        else:
+            conductor.sites[name] = site
+    require_sites(conductor, len(conductor.sites), "can take part")
+    conductor.watcher.on_sites(conductor.sites)
+
+
+def fix_site_weights(conductor: Conductor, state: Checkpoint) -> Checkpoint:
+    """Fix each site's weight at the study's start: rounded training patients, or one each."""
+    if state.position.site_weights:
+        return state
+    weights: dict[str, float] = {}
+    for site, described in conductor.sites.items():
+        for phase, count in (
+            ("pretrain", described.train_patients),
+            ("finetune", described.labelled_train_patients),
+        ):
+            equal = conductor.study.federation.site_weights == "equal"
+            weights[f"{phase}/{site}"] = float(min(count, 1) if equal else count)
+    if not any(weight for key, weight in weights.items() if key.startswith("finetune/")):
+        raise HemoFedError(
+            f"no site has training patients with {conductor.study.target.column}; ingest labels, or name "
+            "another target.column",
+            ExitCode.NO_USABLE_PATIENTS,
+        )
+    return state.at(site_weights=weights)
+
+
+def run_phase(conductor: Conductor, state: Checkpoint, name: TrainingPhase, phase: Phase) -> Checkpoint:
+    """The rounds of one phase that are still to do; a checkpoint after each."""
+    if PHASES.index(state.position.phase) > PHASES.index(name):
+        return state
+    for number in range(state.position.round_number + 1, phase.rounds + 1):
+        conductor.watcher.on_round_start(name, number, phase.rounds)
+        state, metrics = run_round(conductor, state, name, phase, number)
+        checkpoints.save(state, conductor.out / "checkpoint")
+        conductor.watcher.on_round(metrics)
+    following = PHASES[PHASES.index(name) + 1]
+    return Checkpoint(state.position, state.weights, {}, state.best_weights).at(phase=following, round_number=0)
+
+
+def run_round(
+    conductor: Conductor, state: Checkpoint, name: TrainingPhase, phase: Phase, number: int
+) -> tuple[Checkpoint, RoundMetrics]:
+    """One round: send weights, add up the answers, update, look at the validation split."""
+    started = time.monotonic()
+    study = conductor.study
+    sent = travelling(study, name, state.weights)
+    instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
+    mean, reports, failed = RunningMean(), {}, []
+    for answer in conductor.ask(instruction, sent, participants(state, name)):
+        fault = fault_of(answer.arrays, sent) if isinstance(answer, SiteReply) else answer.reason
+        if isinstance(answer, SiteReply) and answer.reply.training is not None and fault is None:
+            weight = state.position.site_weights[f"{name}/{answer.site}"]
+            mean.add(answer.arrays, weight)
+            reports[answer.site] = (weight, answer.reply.training)
+        else:
+            failed.append(answer.site)
+            conductor.watcher.on_notice(f"{answer.site}: not in round {number} of {name}: {fault}")
+    require_sites(conductor, len(reports), f"finished round {number} of {name}")
+    new, moments = UPDATE_RULES[study.federation.rule](sent, mean.mean(), state.moments, number, study.federation)
+    state = Checkpoint(state.position, {**state.weights, **new}, moments, state.best_weights)
+    state = state.at(phase=name, round_number=number)
+    score = validation_auroc(conductor, state, number) if name == "finetune" else None
+    state = remember_best(study, state, number, score)
+    means = mean_report(list(reports.values()))
+    metrics = RoundMetrics(
+        phase=name,
+        round=number,
+        seconds=round(time.monotonic() - started, 3),
+        learning_rate=instruction.learning_rate,
+        sites_replied=tuple(reports),
+        sites_failed=tuple(failed),
+        validation_auroc=score,
+        train_loss=means["loss"],
+        violating_share=means["violating_share"],
+        mean_cosine=means["mean_cosine"],
+        hub_share=means["hub_share"],
+    )
+    for site, (_, report) in reports.items():
+        if report.warning:
+            conductor.watcher.on_notice(f"{site}: round {number} of {name}: {report.warning}")
+    return state, metrics
+
+
+def participants(state: Checkpoint, name: str) -> list[str]:
+    """Sites with something to train on in this phase, in name order."""
+    weights = state.position.site_weights
+    return sorted(key.split("/", 1)[1] for key, value in weights.items() if key.startswith(f"{name}/") and value)
+
+
+def mean_report(reports: Sequence[tuple[float, TrainingReport]]) -> dict[str, float | None]:
+    """Weighted means over the sites of what they report of a round's training."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [(weight, value) for (weight, _), value in zip(reports, values, strict=True) if value is not None]
+        total = sum(weight for weight, _ in known)
+        return sum(weight * value for weight, value in known) / total if total else None
+
+    names = ("loss", "violating_share", "mean_cosine", "hub_share")
+    return {name: mean([getattr(report, name) for _, report in reports]) for name in names}
+
+
+def remember_best(study: Study, state: Checkpoint, number: int, score: float | None) -> Checkpoint:
+    """Keep the weights of the round with the best validation score, where the study reports that one."""
+    best = state.position.best_score
+    if study.evaluation.model != "best_on_validation" or score is None or (best is not None and score <= best):
+        return state
+    kept = Checkpoint(state.position, state.weights, state.moments, dict(state.weights))
+    return kept.at(best_round=number, best_score=score)

@@ -1,0 +1,1 @@
+"""What every party must agree on: pure numerics and the study description."""

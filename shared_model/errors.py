@@ -1,0 +1,32 @@
+"""The one error a person sees: what went wrong, where, and what to do; and the exit code it ends with."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every hemofed command (docs/exit-codes.md)."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    BAD_STUDY = 10
+    BAD_SITE = 11
+    BAD_SOURCE = 12
+    NOTHING_STORED = 13
+    NO_USABLE_PATIENTS = 14
+    TOO_FEW_SITES = 15
+    SITE_FAILED = 16
+    BAD_CHECKPOINT = 17
+    DISCLOSURE_REFUSED = 18
+    DEVICE_MISSING = 19
+    RELEASE_DIFFERS = 20
+    INTERRUPTED = 130
+
+
+class HemoFedError(Exception):
+    """A mistake or fault that a person can mend. `message` is one line: what, where, what to do."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.UNEXPECTED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""What pulls embeddings together and apart: views x relation x loss."""

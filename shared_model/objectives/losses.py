@@ -1,0 +1,122 @@
+"""Losses on embeddings and the numbers that tell a healthy pretraining from a collapsing one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shared_model.objectives.mining import Triplets
+
+EmbeddingDistance = Literal["cosine", "squared_l2"]
+Reduction = Literal["violating", "all"]
+
+HUB_SHARE = 0.05  # "hubs" are the 5% of ECGs used most often as a positive
+SICK_VIOLATING_SHARE = 0.6  # prototype: healthy runs end at 0.09-0.16, raw L1 at 0.65-0.74
+SICK_MEAN_COSINE = 0.5  # prototype: healthy runs end near 0-0.1, raw L1 at 0.58-0.66
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Health of one step; every entry is a 0-d float32 tensor on the batch's device, so no step waits for it.
+
+    Attributes:
+        violating_share: share of triplets inside the margin.
+        mean_cosine: mean cosine between different embeddings of the batch; 1 is collapse.
+        hub_share: share of anchors whose positive is among the 5% most used ECGs.
+        max_in_degree: how many anchors share the most used positive.
+        usable_share: share of anchors that have a positive and a negative; 0 means the batch taught nothing.
+    """
+
+    violating_share: Tensor
+    mean_cosine: Tensor
+    hub_share: Tensor
+    max_in_degree: Tensor
+    usable_share: Tensor
+
+
+def triplet_loss(
+    embeddings: Tensor,
+    triplets: Triplets,
+    margin: float,
+    distance: EmbeddingDistance = "cosine",
+    reduction: Reduction = "violating",
+) -> tuple[Tensor, Diagnostics]:
+    """Triplet loss max(0, d(a, p) - d(a, n) + margin) over every (anchor, negative) of `triplets`.
+
+    "cosine" is 1 - cos on L2-normalised embeddings, "squared_l2" the published squared distance on
+    embeddings as they are. "violating" averages over triplets inside the margin, "all" over all of them.
+    A batch without any triplet gives loss 0 and gradient 0. Source: Schroff et al. 2015 (arXiv:1503.03832),
+    eq. 2-3.
+
+    Args:
+        embeddings: (batch, embedding_dim) float32.
+        triplets: what mining chose; an anchor without negatives adds nothing.
+    """
+    embeddings = embeddings.float()  # under autocast embeddings come in bfloat16: too coarse for differences
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    cosine = unit @ unit.T
+    apart = 1 - cosine if distance == "cosine" else _squared_l2(embeddings)
+    to_positive = apart.gather(1, triplets.positive[:, None])
+    hinge = torch.where(triplets.negatives, (to_positive - apart + margin).relu(), 0.0)
+    violating, total = (hinge > 0).sum(), triplets.negatives.sum()
+    count = violating if reduction == "violating" else total
+    loss = hinge.sum() / count.clamp(min=1)
+    return loss, _diagnose(cosine.detach(), triplets, violating, total)
+
+
+def _squared_l2(embeddings: Tensor) -> Tensor:
+    square = embeddings.square().sum(1)
+    return (square[:, None] + square[None, :] - 2 * embeddings @ embeddings.T).clamp(min=0)
+
+
+def _diagnose(cosine: Tensor, triplets: Triplets, violating: Tensor, total: Tensor) -> Diagnostics:
+    batch = len(cosine)
+    usable = triplets.usable.float()
+    in_degree = torch.zeros(batch, device=cosine.device).scatter_add(0, triplets.positive, usable)
+    hubs = in_degree.topk(math.ceil(HUB_SHARE * batch)).values
+    pairs = max(batch * (batch - 1), 1)
+    return Diagnostics(
+        violating_share=violating / total.clamp(min=1),
+        mean_cosine=(cosine.sum() - cosine.diagonal().sum()) / pairs,
+        hub_share=hubs.sum() / usable.sum().clamp(min=1),
+        max_in_degree=hubs[0],
+        usable_share=usable.mean(),
+    )
+
+
+def summarise(steps: Sequence[Diagnostics]) -> dict[str, float]:
+    """Mean of each diagnostic over a round's steps, and `skipped_batches`: how many had no triplet.
+
+    Steps that were skipped count in `skipped_batches` and `usable_share` only. One wait for the device a
+    round.
+    """
+    names = [field.name for field in fields(Diagnostics)]
+    if not steps:
+        return dict.fromkeys(names, math.nan) | {"skipped_batches": 0.0}
+    table = torch.stack([torch.stack([getattr(step, name) for name in names]) for step in steps]).double().cpu()
+    taught = table[:, names.index("usable_share")] > 0
+    means = (table[taught] if taught.any() else table).mean(0)
+    summary = dict(zip(names, means.tolist(), strict=True))
+    summary["usable_share"] = float(table[:, names.index("usable_share")].mean())
+    summary["skipped_batches"] = float((~taught).sum())
+    return summary
+
+
+def collapse_warning(summary: Mapping[str, float]) -> str | None:
+    """One line if the embeddings are collapsing (most triplets violated and all embeddings alike), else None.
+
+    Args:
+        summary: what `summarise` gives for the last round; judged at the end, since every run starts
+            violating.
+    """
+    violating, cosine = summary["violating_share"], summary["mean_cosine"]
+    if not (violating > SICK_VIOLATING_SHARE and cosine > SICK_MEAN_COSINE):
+        return None
+    return (
+        f"pretraining is collapsing: {violating:.0%} of triplets violated, mean cosine {cosine:.2f}, "
+        f"hub share {summary['hub_share']:.0%}; "
+        "try objective ssl_dml_median_beat, a larger batch_size or a smaller margin"
+    )

@@ -1,0 +1,137 @@
+"""The messages both ends exchange: an instruction goes out, a reply comes back. Knows Flower's records.
+
+A message is one JSON text (checked against the models below; unknown keys are refused) and named arrays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.study import Study
+
+SCHEMA_VERSION = 1
+MAXIMUM_TEXT = 200_000
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Task = Literal["describe", "pretrain", "finetune", "evaluate"]
+Split = Literal["validation", "test"]
+
+
+class Body(BaseModel):
+    """The JSON half of a message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    schema_version: Literal[1] = 1
+
+
+class Instruction(Body):
+    """What the centre asks of a site. The whole study travels, so that a site can judge it by itself."""
+
+    run_id: str = Field(pattern=r"^[0-9a-f]{8,64}$")
+    task: Task
+    round_number: int = Field(default=0, ge=0)
+    study: Study
+    learning_rate: float = Field(default=0.0, ge=0)
+    split: Split = "validation"
+    threshold_edge: int | None = Field(default=None, ge=0)
+
+
+class SiteDescription(Body):
+    """What a site says of itself. Every count is rounded as the site's own site.toml allows."""
+
+    release_sha256: str
+    simulated: bool
+    disclosure: str = Field(max_length=20)
+    shares_own_figures: bool
+    records: int = Field(ge=0)
+    patients: int = Field(ge=0)
+    train_patients: int = Field(ge=0)
+    labelled_train_patients: int = Field(ge=0)
+    validation_patients: int = Field(ge=0)
+    test_patients: int = Field(ge=0)
+
+
+class TrainingReport(Body):
+    """How a round of local training went: means over the round's steps, no count of patients."""
+
+    steps: int = Field(ge=0)
+    loss: float
+    violating_share: float | None = None
+    mean_cosine: float | None = None
+    hub_share: float | None = None
+    warning: str | None = Field(default=None, max_length=300)
+
+
+class Reply(Body):
+    """What a site answers. A failed site says a code and a reference number, never a text of its own."""
+
+    site: str = Field(min_length=1, max_length=80)
+    status: Literal["done", "failed"] = "done"
+    code: int = 0
+    reference: str = Field(default="", max_length=16, pattern=r"^[0-9a-f]*$")
+    description: SiteDescription | None = None
+    training: TrainingReport | None = None
+
+
+@dataclass(frozen=True)
+class SiteReply:
+    """A site's good answer, as the centre holds it: one at a time, then let go."""
+
+    site: str
+    reply: Reply
+    arrays: Arrays
+
+
+@dataclass(frozen=True)
+class SiteFailure:
+    """A site that failed, kept silent past the deadline, or answered what cannot be used."""
+
+    site: str
+    code: int
+    reason: str
+    reference: str = ""
+
+
+Answer = SiteReply | SiteFailure
+BodyType = TypeVar("BodyType", bound=Body)
+
+
+def pack(body: Body, arrays: Arrays | None = None) -> RecordDict:
+    """A message's content. Arrays go as raw numpy, never pickled."""
+    named = {name: Array(np.ascontiguousarray(value)) for name, value in (arrays or {}).items()}
+    text = body.model_dump_json()
+    return RecordDict({"hemofed": ConfigRecord({"body": text}), "arrays": ArrayRecord(named)})
+
+
+def unpack(content: RecordDict, kind: type[BodyType]) -> tuple[BodyType, dict[str, NDArray[np.generic]]]:
+    """The two halves of a message.
+
+    Raises:
+        HemoFedError: the text is absent, too long, of another schema, or an array cannot be read.
+    """
+    record = content.get("hemofed")
+    text = record.get("body") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > MAXIMUM_TEXT:
+        raise HemoFedError("message: no readable body; both ends must run the same release", ExitCode.SITE_FAILED)
+    try:
+        body = kind.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise HemoFedError(
+            f"message: {kind.__name__}.{key}: {fault['type']}; both ends must run the same release",
+            ExitCode.SITE_FAILED,
+        ) from None
+    arrays = content.get("arrays")
+    if not isinstance(arrays, ArrayRecord):
+        raise HemoFedError("message: no arrays; both ends must run the same release", ExitCode.SITE_FAILED)
+    try:
+        return body, {name: array.numpy() for name, array in arrays.items()}
+    except (ValueError, TypeError, EOFError):
+        raise HemoFedError("message: an array cannot be read as plain numpy", ExitCode.SITE_FAILED) from None

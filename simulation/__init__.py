@@ -1,0 +1,1 @@
+"""Hospitals that do not exist, and experiments on them."""

@@ -1,0 +1,98 @@
+"""hemofed-sim: run a federation on this machine, on hospitals that are simulated or on site folders of your own."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.site import load_site
+from server.report.files import RESULTS_FILE
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.objectives.catalogue import METHODS
+from shared_model.terminal import run_cli
+from simulation.experiment import Experiment, run_experiment
+from simulation.plan import load_plan
+from simulation.table import print_table
+
+NAME = "hemofed-sim"
+CORES = len(os.sched_getaffinity(0))
+app = typer.Typer(name=NAME, no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def _group() -> None:
+    """Run a federation on this machine."""
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study, and its simulated hospitals.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.json, report.html, model/ and metrics.jsonl.")],
+    site: Annotated[
+        list[Path] | None, typer.Option("--site", help="A site folder of your own; may be repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="in-process, or ray (Flower's simulation engine).")] = "in-process",
+    workers: Annotated[int, typer.Option(min=1, help="Clients that train at the same time.")] = CORES,
+    baselines: Annotated[bool, typer.Option(help="Also train every hospital alone, and on all data pooled.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that OUT holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Run a study: pretrain, fine-tune, evaluate, report."""
+    study, plan = load_plan(study_file)
+    if engine not in ("in-process", "ray"):
+        raise HemoFedError(f"--engine {engine}: use in-process or ray", ExitCode.USAGE)
+    if (out / RESULTS_FILE).exists() and not resume:
+        raise HemoFedError(
+            f"{out}: holds results already; add --resume to complete them, or give another --out",
+            ExitCode.USAGE,
+        )
+    console = Console(stderr=True, quiet=quiet)
+    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume)
+    results = run_experiment(experiment, own_sites(site or []), console)
+    if as_json:
+        print((out / RESULTS_FILE).read_text(encoding="utf-8"))
+    else:
+        print_table(results, Console())
+        Console(soft_wrap=True).print(f"report: {out / 'report.html'}   figures: {out / RESULTS_FILE}", highlight=False)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
+    """List the objectives that a study may name."""
+    rows = [{"name": m.name, "citation": m.citation, "departures": m.departures} for m in METHODS.values()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}\n    {row['citation']}\n    departs: {row['departures']}")
+
+
+def own_sites(folders: list[Path]) -> dict[str, Path]:
+    """Site folders by the name in their site.toml.
+
+    Raises:
+        HemoFedError: a folder is no site, or two have one name.
+    """
+    sites: dict[str, Path] = {}
+    for folder in folders:
+        name = load_site(folder).name
+        if name in sites:
+            raise HemoFedError(
+                f"{sites[name]} and {folder}: both are called {name!r}; rename one in its site.toml",
+                ExitCode.BAD_SITE,
+            )
+        sites[name] = folder
+    return sites
+
+
+def main() -> None:
+    """Entry point."""
+    run_cli(app, NAME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""One `hemofed-sim run`: make the hospitals, run the federation, run the baselines, write the folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from client.store import open_store
+from server.conduct import write_folder
+from server.report.ecg_paper import ExampleEcg
+from server.report.files import load_results
+from server.report.results import Oracle, Results
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import to_millivolt
+from shared_model.study import Study
+from simulation.baselines import (
+    Scored,
+    baseline_arms,
+    baselines_of,
+    everyone_auroc,
+    index_test_rows,
+    run_baselines,
+    score_all,
+)
+from simulation.circulation import Population
+from simulation.consortium import TRUTH_FILE, hospitals_of, make_hospitals
+from simulation.grid import run_in_process, run_on_ray
+from simulation.oracle import oracle_auroc
+from simulation.plan import Simulation
+from simulation.watch import bars, watched
+
+ORACLE = (
+    "AUROC of P(recorded mPCWP above the threshold | every generating parameter of the ECG except the pressure), "
+    "exact, on fresh patients of the reference population, one ECG each"
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was asked for on the command line."""
+
+    study: Study
+    plan: Simulation | None
+    out: Path
+    engine: str
+    workers: int
+    baselines: bool
+    resume: bool
+
+
+def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], console: Console) -> Results:
+    """Run all of it; returns what results.json then holds.
+
+    Raises:
+        HemoFedError: there are neither simulated hospitals nor site folders, or a step failed.
+    """
+    study, out = experiment.study, experiment.out
+    sites = dict(own_sites)
+    truths: dict[str, Path] = {}
+    if experiment.plan is not None:
+        prepare_hospitals(experiment, experiment.plan, console)
+        for hospital in hospitals_of(experiment.plan, out / "hospitals"):
+            sites[hospital.spec.name] = hospital.site_dir
+            truths[hospital.spec.name] = hospital.folder / TRUTH_FILE
+    if not sites:
+        raise HemoFedError(
+            "no hospitals: give --site DIR, or a [simulation] table in the study file", ExitCode.BAD_STUDY
+        )
+    engine = run_on_ray if experiment.engine == "ray" else run_in_process
+    with watched(study, out, sites, console):
+        engine(study, list(sites.values()), out, resume=experiment.resume, workers=experiment.workers)
+    results = load_results(out)
+    if experiment.baselines:
+        train_baselines(study, sites, out, experiment.workers, console)
+    scored = score_all(study, sites, out, truths)
+    results = results.model_copy(update={"baselines": baselines_of(study, scored, sorted(sites))})
+    if experiment.plan is not None:
+        oracle = oracle_of(study, experiment.plan, scored)
+        results = results.model_copy(update={"oracle": oracle, "oracle_auroc": oracle.value})
+    results = Results.model_validate(results.model_dump())
+    write_folder(results, out, examples_of(study, sites) if results.simulated else ())
+    return results
+
+
+def prepare_hospitals(experiment: Experiment, plan: Simulation, console: Console) -> None:
+    """Write and ingest the simulated hospitals, with a bar that counts patients."""
+    with bars(console) as progress:
+        task = progress.add_task("hospitals: write and ingest", total=sum(spec.patients for spec in plan.hospitals))
+        folder, threshold = experiment.out / "hospitals", experiment.study.target.threshold
+        for hospital in make_hospitals(plan, folder, experiment.workers, threshold):
+            progress.advance(task, hospital.spec.patients)
+
+
+def train_baselines(study: Study, sites: Mapping[str, Path], out: Path, workers: int, console: Console) -> None:
+    """Train every hospital alone and all pooled, with a bar that counts finished arms."""
+    arms = baseline_arms(study, sites, out)
+    with bars(console) as progress:
+        task = progress.add_task("baselines: local-only and pooled", total=len(arms))
+        for _ in run_baselines(study, arms, workers):
+            progress.advance(task)
+
+
+def oracle_of(study: Study, plan: Simulation, scored: Scored) -> Oracle:
+    """The ceilings of the reference population, and the oracle on this study's own test patients."""
+    threshold = study.target.threshold
+    ceilings = oracle_auroc(Population(), threshold_mmhg=threshold, seed=plan.seed, patients=plan.oracle_patients)
+    on_test = everyone_auroc(scored.oracle)
+    return Oracle(
+        value=ceilings.oracle_auroc,
+        on_test_patients=on_test.value,
+        patients=plan.oracle_patients,
+        noise_ceiling_auroc=ceilings.noise_ceiling_auroc,
+        definition=ORACLE,
+        reason=on_test.reason,
+    )
+
+
+def examples_of(study: Study, sites: Mapping[str, Path]) -> tuple[ExampleEcg, ...]:
+    """Two ECGs a simulated hospital for the page: the lowest and the highest recorded pressure of its test split."""
+    examples = []
+    column = study.target.column
+    for name, site_dir in sorted(sites.items()):
+        store = open_store(site_dir)
+        rows = index_test_rows(store, study)
+        if not len(rows):
+            continue
+        values = store.index.labels[column]
+        for row in (rows[np.argmin(values[rows])], rows[np.argmax(values[rows])]):
+            signal, present = to_millivolt(store.read(np.array([row])))
+            caption = f"{name}: simulated, recorded {column} {values[row]:.0f}"
+            examples.append(ExampleEcg(caption, np.where(present, signal, np.nan)[0].astype(np.float32)))
+    return tuple(examples[:4])
