@@ -45,6 +45,10 @@ def ingest(
     disclosure: Annotated[
         str, typer.Option(help="How a new site lets counts leave: clear, masked or noised.")
     ] = "clear",
+    minimum_cell: Annotated[
+        int,
+        typer.Option(min=1, help="Of a new site: fewer patients than this are not shown."),
+    ] = 11,
     split: Annotated[
         str | None, typer.Option(help="Train/validation/test patients of a new store, percent; else 60/20/20.")
     ] = None,
@@ -62,6 +66,7 @@ def ingest(
             format=format,
             where=where or (),
             split=split,
+            minimum_cell=minimum_cell,
             disclosure=disclosure,  # type: ignore[arg-type]  # checked above
             progress=progress,
         )

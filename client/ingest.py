@@ -33,12 +33,14 @@ def ingest(
     disclosure: Disclosure = "clear",
     patient_key: bytes | None = None,
     split: str | None = None,
+    minimum_cell: int = 11,
     simulated: bool = False,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Read a source folder into a site's store; what is there already is left as it is.
 
-    `name`, `disclosure` and `simulated` go into the site.toml of a new site folder; an existing one is kept.
+    `name`, `disclosure`, `minimum_cell` and `simulated` go into the site.toml of a new site folder; an existing
+    one is kept.
     `patient_key` (32 bytes) fixes the pseudonyms and the split, for simulated hospitals; a real site leaves
     it out and gets a random key. `split` is train/validation/test in percent, 60/20/20 if it is not given; a
     store keeps the shares of its first ingest, or a patient's later records could change sides.
@@ -54,7 +56,7 @@ def ingest(
         archive = READERS[format_name].open_archive(source, where)
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _only_one(site_dir):
-            _settle_site(site_dir, name, disclosure, simulated)
+            _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
@@ -108,7 +110,7 @@ def _settle_shares(site_dir: Path, connection: sqlite3.Connection, wanted: str |
     return kept
 
 
-def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, simulated: bool) -> None:
+def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, minimum_cell: int, simulated: bool) -> None:
     """Write site.toml at the first ingest; later only check that it is valid and the same site is meant."""
     if (site_dir / SITE_FILE).exists():
         settings = load_site(site_dir)
@@ -121,7 +123,9 @@ def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, simul
         return
     folder_name = re.sub(r"[^\w .\-]", "-", site_dir.resolve().name)[:60] or "site"
     try:
-        settings = SiteSettings(name=name or folder_name, disclosure=disclosure, simulated=simulated)
+        settings = SiteSettings(
+            name=name or folder_name, disclosure=disclosure, minimum_cell=minimum_cell, simulated=simulated
+        )
     except ValidationError as error:
         fault = error.errors()[0]
         raise HemoFedError(

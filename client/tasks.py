@@ -46,6 +46,7 @@ def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_
         simulated=settings.simulated,
         disclosure=settings.disclosure,
         shares_own_figures=settings.share_site_results,
+        minimum_cell=settings.minimum_cell,
         records=round_count(len(index), settings.count_rounding),
         patients=patients(np.full(len(index), True)),
         train_patients=patients(index.split == SPLITS["train"]),
@@ -80,7 +81,9 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     else:
         outcome = finetune(study, model, store, work, device)
     keep_local(instruction, site_dir, model, names, outcome)
-    return Reply(site=settings.name, training=report_of(outcome)), take_arrays(model, names)
+    return Reply(site=settings.name, training=report_of(outcome, late=2 * number > work.phase.rounds)), take_arrays(
+        model, names
+    )
 
 
 def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
@@ -230,8 +233,8 @@ def descriptors(store: Store, relation: Relation, site_dir: Path) -> NDArray[np.
     return store.derived(relation.cache_name, relation.width, compute, progress)
 
 
-def report_of(outcome: Outcome) -> TrainingReport:
-    """What the centre is told of a round: means over steps."""
+def report_of(outcome: Outcome, late: bool) -> TrainingReport:
+    """What the centre is told of a round: means over steps. Collapse is judged late: every run starts collapsed."""
     health = outcome.diagnostics
     return TrainingReport(
         steps=outcome.steps,
@@ -239,7 +242,7 @@ def report_of(outcome: Outcome) -> TrainingReport:
         violating_share=health.get("violating_share"),
         mean_cosine=health.get("mean_cosine"),
         hub_share=health.get("hub_share"),
-        warning=collapse_warning(health) if health else None,
+        warning=collapse_warning(health) if health and late else None,
     )
 
 

@@ -74,7 +74,7 @@ def load(folder: Path, study_sha256: str) -> Checkpoint | None:
         table = json.loads(path.read_text(encoding="utf-8"))
         arrays = load_file(folder / table.pop("arrays"))
         position = Position.model_validate(table)
-    except (OSError, ValueError, KeyError, AttributeError, ValidationError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, SafetensorError):
         raise HemoFedError(
             f"{folder}: the checkpoint is damaged; remove the folder to begin again", ExitCode.BAD_CHECKPOINT
         ) from None

@@ -1,6 +1,7 @@
 """A study from its first message to its folder: results.json, metrics.jsonl, model/ and report.html."""
 
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -82,16 +83,25 @@ def write_weights(study: Study, weights: Weights, out: Path) -> str:
     folder = out / "model"
     folder.mkdir(exist_ok=True)
     facts = {
-        "study": study.model_dump_json(),
+        "study": study.model_dump(mode="json"),
         "release_sha256": release_sha256(),
         "study_sha256": study.digest,
     }
-    save_file({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, folder / WEIGHTS_FILE, facts)
+    # One entry: safetensors writes several in an order that changes from process to process.
+    note = {"hemofed": json.dumps(facts)}
+    save_file({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, folder / WEIGHTS_FILE, note)
     return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
-def results_of(study: Study, outcome: StudyOutcome, engine: str, seconds: float, weights_sha256: str) -> Results:
+def strictest(study: Study, sites: Mapping[str, SiteDescription]) -> Study:
+    """The study with the largest `minimum_cell` of itself and its sites: a site can be stricter, never looser."""
+    least = max([study.evaluation.minimum_cell, *(site.minimum_cell for site in sites.values())])
+    return study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"minimum_cell": least})})
+
+
+def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float, weights_sha256: str) -> Results:
     """The outcome as figures, without baselines."""
+    study = strictest(asked, outcome.sites)
     test = reduce(add, outcome.test.values())
     edge, threshold = outcome.threshold.edge, outcome.threshold
     shares = {name: tally for name, tally in outcome.test.items() if outcome.sites[name].shares_own_figures}
@@ -110,8 +120,8 @@ def results_of(study: Study, outcome: StudyOutcome, engine: str, seconds: float,
         seed=study.seed,
         simulated=all(site.simulated for site in outcome.sites.values()),
         seconds=seconds,
-        study=study.model_dump(mode="json"),
-        study_digest=study.digest,
+        study=asked.model_dump(mode="json"),
+        study_digest=asked.digest,
         model=ModelSummary(
             encoder=study.encoder.preset,
             parameters=sum(value.numel() for value in build_model(study).parameters()),

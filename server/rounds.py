@@ -7,7 +7,7 @@ from typing import Literal
 from uuid import uuid4
 
 from server import checkpoint as checkpoints
-from server.aggregation import UPDATE_RULES, RunningMean, fault_of
+from server.aggregation import UPDATE_RULES, RunningMean, Weights, fault_of
 from server.checkpoint import Checkpoint, Position
 from server.conductor import Ask, Conductor, Watcher, instruct, require_sites, travelling
 from server.judging import StudyOutcome, judge, validation_auroc
@@ -17,7 +17,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import build_model, take_arrays, travelling_names
 from shared_model.release import release_sha256
 from shared_model.study import Phase, Study
-from shared_model.wire import SiteDescription, SiteFailure, SiteReply, TrainingReport
+from shared_model.wire import Answer, SiteDescription, SiteFailure, SiteReply, TrainingReport
 
 TrainingPhase = Literal["pretrain", "finetune"]
 PHASES = ("pretrain", "finetune", "evaluate")
@@ -58,12 +58,12 @@ def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
             f"{folder.parent}: holds a study that was begun; add --resume to go on, or give another --out",
             ExitCode.BAD_CHECKPOINT,
         )
-    if saved:
-        keep_metrics_before(saved.position, folder.parent)
-        return saved
-    model = build_model(study)
-    weights = take_arrays(model, travelling_names(study, "finetune", model))
-    return Checkpoint(Position(run_id=uuid4().hex, study_sha256=study.digest), weights, {}, {})
+    if saved is None:
+        model = build_model(study)
+        weights = take_arrays(model, travelling_names(study, "finetune", model))
+        saved = Checkpoint(Position(run_id=uuid4().hex, study_sha256=study.digest), weights, {}, {})
+    keep_metrics_before(saved.position, folder.parent)
+    return saved
 
 
 def keep_metrics_before(position: Position, out: Path) -> None:
@@ -116,8 +116,9 @@ def run_phase(conductor: Conductor, state: Checkpoint, name: TrainingPhase, phas
     for number in range(state.position.round_number + 1, phase.rounds + 1):
         conductor.watcher.on_round_start(name, number, phase.rounds)
         state, metrics = run_round(conductor, state, name, phase, number)
-        checkpoints.save(state, conductor.out / "checkpoint")
+        # Told first, saved after: a crash between leaves a line too many, which resuming drops, never a hole.
         conductor.watcher.on_round(metrics)
+        checkpoints.save(state, conductor.out / "checkpoint")
     following = PHASES[PHASES.index(name) + 1]
     return Checkpoint(state.position, state.weights, {}, state.best_weights).at(phase=following, round_number=0)
 
@@ -131,8 +132,8 @@ def run_round(
     sent = travelling(study, name, state.weights)
     instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
     mean, reports, failed = RunningMean(), {}, []
-    for answer in conductor.ask(instruction, sent, participants(state, name)):
-        fault = fault_of(answer.arrays, sent) if isinstance(answer, SiteReply) else answer.reason
+    for answer in conductor.ask(instruction, sent, participants(conductor, state, name)):
+        fault = unusable(answer, sent)
         if isinstance(answer, SiteReply) and answer.reply.training is not None and fault is None:
             weight = state.position.site_weights[f"{name}/{answer.site}"]
             mean.add(answer.arrays, weight)
@@ -166,10 +167,17 @@ def run_round(
     return state, metrics
 
 
-def participants(state: Checkpoint, name: str) -> list[str]:
-    """Sites with something to train on in this phase, in name order."""
+def unusable(answer: Answer, sent: Weights) -> str | None:
+    """Why an answer must not touch the round's mean, or None."""
+    if isinstance(answer, SiteFailure):
+        return answer.reason
+    return "it says nothing of its training" if answer.reply.training is None else fault_of(answer.arrays, sent)
+
+
+def participants(conductor: Conductor, state: Checkpoint, name: str) -> list[str]:
+    """Sites that are there and have something to train on in this phase, in name order."""
     weights = state.position.site_weights
-    return sorted(key.split("/", 1)[1] for key, value in weights.items() if key.startswith(f"{name}/") and value)
+    return [site for site in sorted(conductor.sites) if weights.get(f"{name}/{site}")]
 
 
 def mean_report(reports: Sequence[tuple[float, TrainingReport]]) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ NORM_LAYERS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d)
 class EncoderSettings(BaseModel):
     """Size and normalisation of the encoder. `dropout` is inside the residual blocks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: Literal["resnet18", "small"] = "small"
     norm: Norm = "group"

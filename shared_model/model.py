@@ -30,9 +30,9 @@ def travelling_names(study: Study, task: str, model: nn.ModuleDict) -> tuple[str
     study keeps heads local. FedBN (Li et al., ICLR 2021) keeps normalisation layers at the site. Integer
     buffers (batch norm's step counter) never travel: a mean would turn them into fractions.
     """
-    local: set[str] = set()
+    local: frozenset[str] = frozenset()
     if study.federation.rule == "fedbn":
-        local = {f"encoder.{name}" for name in norm_parameter_names(model["encoder"])}
+        local = norm_parameter_names(model)
     with_head = task != "pretrain" and study.finetune.share_head
     return tuple(
         name
@@ -63,4 +63,4 @@ def put_arrays(model: nn.ModuleDict, arrays: Mapping[str, NDArray[np.generic]]) 
                 "use weights of the same encoder settings and release",
                 ExitCode.RELEASE_DIFFERS,
             )
-        state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        state[name].copy_(torch.from_numpy(np.asarray(value, order="C")))

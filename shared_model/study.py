@@ -19,9 +19,9 @@ from shared_model.subgroups import factors_of, group_names
 
 
 class Settings(BaseModel):
-    """A frozen table of a study; an unknown key is an error."""
+    """A frozen table of a study; an unknown key is an error, and so is TOML's `nan` or `inf`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Target(Settings):
@@ -105,14 +105,17 @@ class Evaluation(Settings):
     races: tuple[str, ...] = ("asian", "black", "hispanic", "white")
     bootstrap_replicates: int = Field(default=200, ge=0, le=2000)
     model: Literal["final", "best_on_validation"] = "final"
-    minimum_cell: int = Field(default=11, ge=5)
+    minimum_cell: int = Field(default=11, ge=1)
 
     @field_validator("partitions")
     @classmethod
     def _partitions_known(cls, partitions: tuple[str, ...]) -> tuple[str, ...]:
         for partition in partitions:
-            unknown = set(factors_of(partition)) - {"sex", "age", "race"}
-            if unknown:
+            try:
+                known = set(factors_of(partition)) <= {"sex", "age", "race"}
+            except HemoFedError:
+                known = False
+            if not known:
                 raise ValueError(f"partition {partition!r}: use sex, age and race, joined by ' x '")
         return partitions
 

@@ -49,6 +49,7 @@ class SiteDescription(Body):
     simulated: bool
     disclosure: str = Field(max_length=20)
     shares_own_figures: bool
+    minimum_cell: int = Field(ge=1)
     records: int = Field(ge=0)
     patients: int = Field(ge=0)
     train_patients: int = Field(ge=0)
@@ -104,7 +105,7 @@ BodyType = TypeVar("BodyType", bound=Body)
 
 def pack(body: Body, arrays: Arrays | None = None) -> RecordDict:
     """A message's content. Arrays go as raw numpy, never pickled."""
-    named = {name: Array(np.ascontiguousarray(value)) for name, value in (arrays or {}).items()}
+    named = {name: Array(np.asarray(value, order="C")) for name, value in (arrays or {}).items()}
     text = body.model_dump_json()
     return RecordDict({"hemofed": ConfigRecord({"body": text}), "arrays": ArrayRecord(named)})
 
@@ -132,6 +133,10 @@ def unpack(content: RecordDict, kind: type[BodyType]) -> tuple[BodyType, dict[st
     if not isinstance(arrays, ArrayRecord):
         raise HemoFedError("message: no arrays; both ends must run the same release", ExitCode.SITE_FAILED)
     try:
-        return body, {name: array.numpy() for name, array in arrays.items()}
-    except (ValueError, TypeError, EOFError):
-        raise HemoFedError("message: an array cannot be read as plain numpy", ExitCode.SITE_FAILED) from None
+        read = {name: array.numpy() for name, array in arrays.items()}
+    except Exception:  # hostile bytes fail in many ways: a bad header, a pickle, a zip, an absurd shape
+        read = None
+    # Bytes that begin like a zip file are read as an archive, which is no array.
+    if read is None or not all(isinstance(value, np.ndarray) for value in read.values()):
+        raise HemoFedError("message: an array cannot be read as plain numpy", ExitCode.SITE_FAILED)
+    return body, read

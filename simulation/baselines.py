@@ -204,9 +204,14 @@ def score_all(study: Study, site_dirs: Mapping[str, Path], out: Path, truths: Ma
     )
 
 
-def baselines_of(study: Study, scored: Scored, sites: Sequence[str]) -> Baselines:
+def minimum_cell_of(study: Study, site_dirs: Mapping[str, Path]) -> int:
+    """The strictest minimum of the study and its sites."""
+    return max([study.evaluation.minimum_cell, *(load_site(path).minimum_cell for path in site_dirs.values())])
+
+
+def baselines_of(study: Study, scored: Scored, site_dirs: Mapping[str, Path]) -> Baselines:
     """The comparison as it stands in results.json; a site whose classes are too small to show is null."""
-    least = study.evaluation.minimum_cell
+    least, sites = minimum_cell_of(study, site_dirs), sorted(site_dirs)
     local = site_mean(scored.local_only, sites, least)
     missing = [name for name in sites if local.sites[name] is None]
     reason = (

@@ -75,7 +75,7 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     if experiment.baselines:
         train_baselines(study, sites, out, experiment.workers, console)
     scored = score_all(study, sites, out, truths)
-    results = results.model_copy(update={"baselines": baselines_of(study, scored, sorted(sites))})
+    results = results.model_copy(update={"baselines": baselines_of(study, scored, sites)})
     if experiment.plan is not None:
         oracle = oracle_of(study, experiment.plan, scored)
         results = results.model_copy(update={"oracle": oracle, "oracle_auroc": oracle.value})

@@ -115,7 +115,11 @@ class InProcessGrid(Grid):
         message = self._waiting.pop(message_id)
         self._asked[message_id] = message
         site_dir = self._site_dirs[message.metadata.dst_node_id]
-        self._running[message_id] = self._pool.submit(answer, message, site_dir)
+        try:
+            self._running[message_id] = self._pool.submit(answer, message, site_dir)
+        except BrokenProcessPool:  # a worker was killed since the last reply
+            self._pool = _pool(self._workers)
+            self._running[message_id] = self._pool.submit(answer, message, site_dir)
 
 
 def answer(message: Message, site_dir: str) -> Message:

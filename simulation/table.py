@@ -12,12 +12,13 @@ def number(value: float | None) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """`0.781 (0.744 to 0.818)`; a dash and the reason where there is no figure."""
+    """`0.781 (0.744-0.818)`; a dash and the reason where there is no figure."""
     if estimate.value is None:
         return f"- ({estimate.reason})"
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    join = " to " if estimate.low < 0 else "-"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}{join}{estimate.high:.3f})"
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -25,11 +26,14 @@ def print_table(results: Results, console: Console) -> None:
     target, baselines = results.own_target, results.baselines
     local = baselines.local_only[target].auroc
     sites = list(local.sites) or [site.name for site in results.sites]
-    table = Table(title=f"{results.name}: AUROC of {target} on test patients, one index ECG each")
-    for column in ("", "mean of sites", "all patients (95% interval)", *sites):
-        table.add_column(column)
+    table = Table(title=f"{results.name}: AUROC of {target}, one index ECG a test patient")
+    table.add_column("")
+    table.add_column("sites' mean")
+    table.add_column("all patients (95%)", no_wrap=True)
+    for site in sites:
+        table.add_column(site, max_width=10)
     rows = (
-        ("local-only", local, "each site has its own model"),
+        ("local-only", local, "no one model"),
         ("federated", baselines.federated, interval(results.own.auroc)),
         ("pooled", baselines.pooled_by_site, interval(baselines.pooled[target].auroc)),
         ("oracle", baselines.oracle_by_site, number(results.oracle.on_test_patients)),

@@ -86,7 +86,7 @@ class ObjectiveSettings(BaseModel):
         reduction: mean over the triplets inside the margin, or over all of them as published.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = DEFAULT_METHOD
     margin: float = Field(default=0.3, gt=0)

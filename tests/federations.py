@@ -1,0 +1,154 @@
+"""Tiny studies, a federation of made-up sites that needs no ECG, and how runs are compared."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from client.site import SiteSettings, load_site, write_site
+from server.report.files import load_metrics
+from shared_model.histograms import histogram_of
+from shared_model.release import release_sha256
+from shared_model.study import Study, study_from_table
+from shared_model.subgroups import ALL
+from shared_model.tally import SiteTally, to_arrays
+from shared_model.wire import (
+    Answer,
+    Arrays,
+    Instruction,
+    Reply,
+    SiteDescription,
+    SiteFailure,
+    SiteReply,
+    TrainingReport,
+)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "pretrain": {"rounds": 1, "local_epochs": 0.4, "batch_size": 16},
+    "finetune": {"rounds": 2, "local_epochs": 0.5, "batch_size": 16},
+    "evaluation": {"bootstrap_replicates": 20, "minimum_cell": 5},
+}
+
+
+def tiny_study(**tables: Any) -> Study:
+    """A study of one pretraining and two fine-tuning rounds; tables given are merged into its own."""
+    table = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+    for key, value in tables.items():
+        table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
+    return study_from_table(table, "test")
+
+
+def identify_process() -> None:
+    """Flower stamps each message with its process's identity, which a launcher would have set."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def copy_site(site_dir: Path, target: Path, **settings: Any) -> Path:
+    """A site folder of one's own to change, with other settings in its site.toml."""
+    shutil.copytree(site_dir, target, ignore=shutil.ignore_patterns("state"))
+    write_site(target, SiteSettings(**{**load_site(target).model_dump(), **settings}))
+    return target
+
+
+def weights_of(out: Path) -> dict[str, NDArray[np.generic]]:
+    """The final weights of a finished run."""
+    return load_file(out / "model" / "model.safetensors")
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two runs ended with the same weights, bit for bit."""
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def rounds_of(out: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock decides."""
+    return [row.model_dump(exclude={"seconds"}) for row in load_metrics(out)]
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    """results.json as plain values."""
+    table: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return table
+
+
+Trained = Callable[[str, Instruction, Arrays], Answer]
+
+
+def description(**changes: Any) -> SiteDescription:
+    """What an ordinary made-up site says of itself."""
+    usual: dict[str, Any] = {
+        "release_sha256": release_sha256(),
+        "simulated": True,
+        "disclosure": "masked",
+        "shares_own_figures": True,
+        "minimum_cell": 5,
+        "records": 200,
+        "patients": 100,
+        "train_patients": 60,
+        "labelled_train_patients": 50,
+        "validation_patients": 20,
+        "test_patients": 20,
+    }
+    return SiteDescription(**{**usual, **changes})
+
+
+def shifted(site: str, instruction: Instruction, arrays: Arrays) -> Answer:
+    """Local training that moves every weight by an amount that depends on site and round."""
+    amount = np.float32((len(site) + 0.1 * ord(site[0])) * 0.001 * instruction.round_number)
+    moved = {name: np.asarray(value, np.float32) + amount for name, value in arrays.items()}
+    return SiteReply(site, Reply(site=site, training=TrainingReport(steps=1, loss=0.5)), moved)
+
+
+def counted(site: str, patients: int = 40) -> Answer:
+    """Counts of a model that is right most of the time."""
+    rng = np.random.default_rng(len(site) + ord(site[0]))
+    outcomes = np.arange(patients) % 2
+    scores = np.clip(0.3 + 0.3 * outcomes + rng.normal(0, 0.15, patients), 0.01, 0.99)
+    tally = SiteTally({ALL: histogram_of(scores, outcomes)}, {}, None)
+    return SiteReply(site, Reply(site=site), to_arrays(tally, fine=True))
+
+
+@dataclass
+class MadeUpSites:
+    """`ask` over sites that have no ECGs; it remembers every instruction, and who was asked."""
+
+    train: Trained = shifted
+    evaluate: Callable[[str, Instruction], Answer] = lambda site, instruction: counted(site)
+    seen: list[tuple[Instruction, tuple[str, ...]]] = field(default_factory=list)
+    sent: list[set[str]] = field(default_factory=list)
+
+    def ask(self, instruction: Instruction, arrays: Arrays, sites: Sequence[str]) -> Iterator[Answer]:
+        """As `server.app.asker` gives it: one answer a site, in site-name order."""
+        self.seen.append((instruction, tuple(sites)))
+        self.sent.append(set(arrays))
+        for site in sorted(sites):
+            if instruction.task == "evaluate":
+                yield self.evaluate(site, instruction)
+            else:
+                yield self.train(site, instruction, arrays)
+
+    def of(self, task: str) -> list[Instruction]:
+        """The instructions of one task, in the order given."""
+        return [instruction for instruction, _ in self.seen if instruction.task == task]
+
+
+Described = Mapping[str, SiteDescription | SiteFailure]
+
+
+def three_sites(**changes: SiteDescription | SiteFailure) -> Described:
+    """Three made-up sites of different size; a keyword replaces or adds one."""
+    usual: dict[str, SiteDescription | SiteFailure] = {
+        "alpha": description(train_patients=60, labelled_train_patients=50),
+        "beta": description(train_patients=30, labelled_train_patients=25),
+        "gamma": description(train_patients=10, labelled_train_patients=5),
+    }
+    return {**usual, **changes}
