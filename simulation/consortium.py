@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from client.ingest import ingest
+from shared_model.errors import ExitCode, HemoFedError
 from shared_model.release import release_sha256
 from simulation.hospitals import HospitalSpec, write_hospital
 from simulation.plan import Simulation
@@ -65,12 +66,20 @@ def make_hospital(hospital: Hospital, seed: int, split: str = "60/20/20", thresh
 
     Args:
         threshold_mmhg: the oracle's probability, kept apart, is that of a recorded pressure above it.
+
+    Raises:
+        HemoFedError: another one is there: a study that was begun on it must not go on with new data.
     """
     identity = {"spec": hospital.spec.model_dump(mode="json"), "seed": seed, "release": release_sha256()}
     identity |= {"threshold_mmhg": threshold_mmhg, "split": split}
     made = hospital.folder / MADE_FILE
-    if made.exists() and json.loads(made.read_text()) == json.loads(json.dumps(identity)):
-        return
+    if made.exists():
+        if json.loads(made.read_text()) == json.loads(json.dumps(identity)):
+            return
+        raise HemoFedError(
+            f"{hospital.folder}: holds a hospital of another plan or release; remove it, or give another --out",
+            ExitCode.BAD_CHECKPOINT,
+        )
     shutil.rmtree(hospital.folder, ignore_errors=True)
     hospital.folder.mkdir(parents=True)
     truth = write_hospital(hospital.spec, hospital.source, seed)
