@@ -13,7 +13,7 @@ from client import local_state
 from client.evaluation import Scores, count, pressure_score, release
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
-from client.training import LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
+from client.training import PREDICT_BATCH, LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
 from shared_model.disclosure import round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
@@ -62,6 +62,7 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
     task, number = instruction.task, instruction.round_number
     device = prepare_device(settings, study)
+    refuse_chunked_batch_norm(settings, study)
     model, names = site_model(instruction, arrays, site_dir)
     rows = training_rows(store.index, study, task)
     kept = local_state.load_before(site_dir, instruction.run_id, task, number)
@@ -73,6 +74,7 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
         precision=study.federation.precision,
         proximal_mu=study.federation.proximal_mu if study.federation.rule == "fedprox" else 0.0,
         optimizer_state=with_prefix(kept, "optimizer.") if study.federation.keep_optimizer_state else {},
+        physical_batch=settings.physical_batch,
         on_step=progress_file(site_dir, f"{task} round {number}"),
     )
     model.to(device)
@@ -96,7 +98,8 @@ def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_su
     model, _ = site_model(instruction, arrays, site_dir)
     index = store.index
     chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
-    scores = predict(study, model.to(device), store, index.row[chosen], device)
+    batch = settings.physical_batch or PREDICT_BATCH
+    scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
     replicates = study.evaluation.bootstrap_replicates if instruction.split == "test" else 0
     counts = count(scored_records(study, index, chosen, scores), study.evaluation.partitions, replicates, study.seed)
     return Reply(site=settings.name), release(
@@ -172,6 +175,15 @@ def prepare_device(settings: SiteSettings, study: Study) -> torch.device:
         )
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def refuse_chunked_batch_norm(settings: SiteSettings, study: Study) -> None:
+    """Batch norm over a chunk is not batch norm over the batch: HemoFedError where a site asks for both."""
+    if settings.physical_batch is not None and study.encoder.norm == "batch":
+        raise HemoFedError(
+            'site.toml: physical_batch would change what batch norm computes; remove it, or use encoder.norm = "group"',
+            ExitCode.BAD_SITE,
+        )
 
 
 def site_model(instruction: Instruction, arrays: Arrays, site_dir: Path) -> tuple[nn.ModuleDict, tuple[str, ...]]:

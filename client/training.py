@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from client.store import Store
 from shared_model.encoder import decay_groups
@@ -24,6 +26,8 @@ Rows = NDArray[np.int64]
 StepLoss = Callable[[Rows], tuple[Tensor, Diagnostics | None]]
 Progress = Callable[[int, int], None]
 
+PREDICT_BATCH = 256
+
 
 @dataclass(frozen=True)
 class LocalWork:
@@ -36,6 +40,7 @@ class LocalWork:
     precision: str = "float32"
     proximal_mu: float = 0.0
     optimizer_state: Mapping[str, Tensor] = field(default_factory=dict)
+    physical_batch: int | None = None
     on_step: Progress = lambda done, total: None
 
     @property
@@ -75,6 +80,18 @@ def read_signals(store: Store, rows: Rows, device: torch.device) -> tuple[Tensor
     steps_uv = torch.from_numpy(store.read(rows)).to(device)
     present = steps_uv != int(MISSING)
     return torch.where(present, steps_uv.float() * 1e-3, 0.0), present
+
+
+def encode(encoder: nn.Module, signals: Tensor, physical_batch: int | None) -> Tensor:
+    """(batch, 12, time) -> (batch, embedding), at most `physical_batch` ECGs in memory at a time.
+
+    Each chunk is embedded, forgotten, and embedded again in the backward pass (Chen et al. 2016,
+    arXiv:1604.06174): the loss still sees the whole batch, as a loss over pairs must, for a third more work.
+    """
+    if physical_batch is None or len(signals) <= physical_batch:
+        return encoder(signals)  # type: ignore[no-any-return]
+    chunks = torch.split(signals, physical_batch)
+    return torch.cat([checkpoint(encoder, chunk, use_reentrant=False) for chunk in chunks])
 
 
 def train(model: nn.Module, trained: nn.Module, work: LocalWork, step_loss: StepLoss) -> Outcome:
@@ -127,6 +144,7 @@ def pretrain(
         descriptors: (records, width) what the relation compares, one row a stored record.
     """
     encoder = model["encoder"]
+    embed = partial(encode, encoder, physical_batch=work.physical_batch)
     generator = torch.Generator(device=device).manual_seed(work.seed)
     record = store.index.record
 
@@ -136,7 +154,7 @@ def pretrain(
         codes = torch.from_numpy(record[rows]).to(device)
         same_record = codes[:, None] == codes[None, :]
         with autocast(device, work.precision):
-            return pretraining_step(study.objective, encoder, signals, described, same_record, generator)
+            return pretraining_step(study.objective, embed, signals, described, same_record, generator)
 
     return train(model, encoder, work, step_loss)
 
@@ -157,7 +175,7 @@ def finetune(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, 
             signals = augment(signals, generator)
         wanted = torch.from_numpy(values[rows]).to(device)
         with autocast(device, work.precision):
-            output = model["head"](model["encoder"](signals)).float()
+            output = model["head"](encode(model["encoder"], signals, work.physical_batch)).float()
         if target.kind == "regression":
             return nn.functional.mse_loss(output, standardised(wanted, target.centre, target.scale)), None
         return nn.functional.binary_cross_entropy_with_logits(output, (wanted > target.threshold).float()), None
@@ -165,15 +183,17 @@ def finetune(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, 
     return train(model, model, work, step_loss)
 
 
-def predict(study: Study, model: nn.ModuleDict, store: Store, rows: Rows, device: torch.device) -> NDArray[np.float64]:
+def predict(
+    study: Study, model: nn.ModuleDict, store: Store, rows: Rows, device: torch.device, batch: int = PREDICT_BATCH
+) -> NDArray[np.float64]:
     """Scores of the rows, dropout off: P(value > threshold), or mmHg where the target is regression."""
     model.eval()
     scores = np.empty(len(rows), dtype=np.float64)
     with torch.inference_mode(), autocast(device, study.federation.precision):
-        for start in range(0, len(rows), 256):
-            signals, _ = read_signals(store, rows[start : start + 256], device)
+        for start in range(0, len(rows), batch):
+            signals, _ = read_signals(store, rows[start : start + batch], device)
             output = model["head"](model["encoder"](signals))
-            scores[start : start + 256] = output.double().cpu().numpy()
+            scores[start : start + batch] = output.double().cpu().numpy()
     if study.target.kind == "regression":
         return scores * study.target.scale + study.target.centre
     return np.asarray(expit(scores))

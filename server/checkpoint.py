@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.release import release_sha256
 
 PhaseName = Literal["pretrain", "finetune", "evaluate"]
 Weights = dict[str, NDArray[np.float32]]
@@ -26,6 +27,7 @@ class Position(BaseModel):
     schema_version: Literal[1] = 1
     run_id: str
     study_sha256: str
+    release_sha256: str
     phase: PhaseName = "pretrain"
     round_number: int = 0
     site_weights: dict[str, float] = {}
@@ -65,7 +67,7 @@ def load(folder: Path, study_sha256: str) -> Checkpoint | None:
     """The last checkpoint in the folder, or None where there is none.
 
     Raises:
-        HemoFedError: it is of another study, or damaged.
+        HemoFedError: it is of another study or release, or damaged.
     """
     path = folder / "position.json"
     if not path.exists():
@@ -78,6 +80,11 @@ def load(folder: Path, study_sha256: str) -> Checkpoint | None:
         raise HemoFedError(
             f"{folder}: the checkpoint is damaged; remove the folder to begin again", ExitCode.BAD_CHECKPOINT
         ) from None
+    if position.release_sha256 != release_sha256():
+        raise HemoFedError(
+            f"{folder}: the checkpoint is of another release of hemofed; use that release, or give another --out",
+            ExitCode.BAD_CHECKPOINT,
+        )
     if position.study_sha256 != study_sha256:
         raise HemoFedError(
             f"{folder}: the checkpoint is of another study; give its study.toml, or another --out",

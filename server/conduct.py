@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from server import summary
 from server.aggregation import Weights
 from server.conductor import Ask
-from server.judging import StudyOutcome
+from server.judging import StudyOutcome, strictest
 from server.logbook import file_watcher
 from server.report.card import write_card
 from server.report.ecg_paper import ExampleEcg
@@ -38,6 +38,7 @@ from server.report.results import (
 )
 from server.rounds import run_study
 from shared_model.disclosure import round_count
+from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import build_model
 from shared_model.release import VERSION, release_sha256
 from shared_model.study import Study
@@ -56,9 +57,19 @@ def conduct(
     engine: str,
     resume: bool,
 ) -> Results:
-    """Run a study and write its folder. A study that is finished already is not run again."""
+    """Run a study and write its folder. A study that is finished already is not run again.
+
+    Raises:
+        HemoFedError: as `run_study`, or the folder holds the results of another study.
+    """
     if resume and (out / RESULTS_FILE).exists():
-        return load_results(out)
+        finished = load_results(out)
+        if finished.study_digest != study.digest:
+            raise HemoFedError(
+                f"{out}: holds the results of another study; give its study.toml, or another --out",
+                ExitCode.BAD_CHECKPOINT,
+            )
+        return finished
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     outcome = run_study(study, ask, described, out, resume=resume, watcher=file_watcher(out))
@@ -93,18 +104,12 @@ def write_weights(study: Study, weights: Weights, out: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
-def strictest(study: Study, sites: Mapping[str, SiteDescription]) -> Study:
-    """The study with the largest `minimum_cell` of itself and its sites: a site can be stricter, never looser."""
-    least = max([study.evaluation.minimum_cell, *(site.minimum_cell for site in sites.values())])
-    return study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"minimum_cell": least})})
-
-
 def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float, weights_sha256: str) -> Results:
     """The outcome as figures, without baselines."""
-    study = strictest(asked, outcome.sites)
+    study = strictest(asked, (site.minimum_cell for site in outcome.sites.values()))
     test = reduce(add, outcome.test.values())
     edge, threshold = outcome.threshold.edge, outcome.threshold
-    shares = {name: tally for name, tally in outcome.test.items() if outcome.sites[name].shares_own_figures}
+    sharing = [name for name, site in outcome.sites.items() if site.shares_own_figures]
     name = study.target.name
     return Results(
         name=study.name,
@@ -138,7 +143,7 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
         ),
         targets=(name,),
         test={name: summary.target_result(study, test, edge)},
-        site_results=summary.site_results(study, shares, edge),
+        site_results=summary.site_results(study, outcome.test, sharing, edge),
         subgroups=summary.subgroups(study, test, edge),
         fairness=summary.fairness(study, test),
         baselines=no_baselines(name),

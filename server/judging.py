@@ -1,6 +1,6 @@
 """The judging of a study: counts from the sites, the threshold from validation, the test split once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -11,6 +11,7 @@ from server.conductor import Conductor, instruct, require_sites, travelling
 from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, empty_histogram
 from shared_model.statistics import Threshold, auroc, choose_threshold
+from shared_model.study import Study
 from shared_model.subgroups import ALL
 from shared_model.tally import SiteTally, from_arrays
 from shared_model.wire import SiteDescription, SiteFailure, Split
@@ -66,9 +67,17 @@ def everyone(tallies: Mapping[str, SiteTally]) -> ScoreHistogram:
     )
 
 
+def strictest(study: Study, minimum_cells: Iterable[int]) -> Study:
+    """The study with the largest `minimum_cell` of itself and its sites: a site can be stricter, never looser."""
+    least = max([study.evaluation.minimum_cell, *minimum_cells])
+    return study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"minimum_cell": least})})
+
+
 def validation_auroc(conductor: Conductor, state: Checkpoint, number: int) -> float | None:
-    """AUROC over all sites' validation patients, or None where too few counts may be had."""
+    """AUROC over all sites' validation patients to three decimals, or None where too few counts may be had."""
     histogram = everyone(gather(conductor, state.weights, number, "validation"))
-    if min(histogram.positives, histogram.negatives) < conductor.study.evaluation.minimum_cell:
+    study = strictest(conductor.study, (site.minimum_cell for site in conductor.sites.values()))
+    if min(histogram.positives, histogram.negatives) < study.evaluation.minimum_cell:
         return None
-    return auroc(histogram).value
+    value = auroc(histogram).value
+    return None if value is None else round(value, 3)

@@ -61,7 +61,9 @@ def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
     if saved is None:
         model = build_model(study)
         weights = take_arrays(model, travelling_names(study, "finetune", model))
-        saved = Checkpoint(Position(run_id=uuid4().hex, study_sha256=study.digest), weights, {}, {})
+        saved = Checkpoint(
+            Position(run_id=uuid4().hex, study_sha256=study.digest, release_sha256=release_sha256()), weights, {}, {}
+        )
     keep_metrics_before(saved.position, folder.parent)
     return saved
 

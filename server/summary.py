@@ -1,6 +1,9 @@
 """Counts become the figures of results.json. What may not be shown is taken out before anything is computed."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
+from functools import reduce
+from operator import add
 
 from server.report.results import (
     Calibration,
@@ -25,6 +28,7 @@ from shared_model.disclosure import (
     publishable_curve,
     round_count,
     suppress_published,
+    suppressed_groups,
 )
 from shared_model.gaps import partition_gaps
 from shared_model.histograms import ScoreHistogram
@@ -36,14 +40,25 @@ from shared_model.tally import SiteTally
 DELONG = "DeLong on one index ECG a patient, widened by the binning bound"
 
 
+def rounded(value: float | None) -> float | None:
+    """Three decimals: of a rate with all its digits the exact counts behind it can be worked out."""
+    return None if value is None else round(value, 3)
+
+
 def estimate(figure: intervals.Estimate, method: str | None = None) -> Estimate:
-    """A figure of the statistics as one of results.json, rounded to what can be meant."""
+    """A figure of the statistics as one of results.json, to three decimals; the bound holds that rounding too."""
     if figure.value is None:
         return Estimate(reason=figure.reason or "not computed")
     whole = figure.low is not None and figure.high is not None
     reason = None if whole else (figure.reason or "no interval could be had")
+    bound = None if figure.bound is None else math.ceil(1000 * figure.bound + 0.5) / 1000
     return Estimate(
-        value=figure.value, low=figure.low, high=figure.high, bound=figure.bound, method=method, reason=reason
+        value=rounded(figure.value),
+        low=rounded(figure.low),
+        high=rounded(figure.high),
+        bound=bound,
+        method=method,
+        reason=reason,
     )
 
 
@@ -76,7 +91,7 @@ def target_result(study: Study, tally: SiteTally, edge: int | None) -> TargetRes
         )
     curve = publishable_curve(everyone, study.evaluation.minimum_cell, edge)
     probabilities = kind == "classification"
-    brier = reliability.brier(everyone).value if probabilities else None
+    brier = rounded(reliability.brier(everyone).value) if probabilities else None
     return TargetResult(
         kind=kind,
         patients=round_count(everyone.size),
@@ -85,7 +100,7 @@ def target_result(study: Study, tally: SiteTally, edge: int | None) -> TargetRes
         auprc=precision_recall(everyone),
         brier=brier,
         calibration=calibration(curve, everyone) if probabilities else Calibration(reason=NO_PROBABILITY),
-        operating_point=operating_point(everyone, edge, study.evaluation.minimum_cell),
+        operating_point=operating_points(study, tally.histograms, edge)[ALL],
         roc=() if isinstance(curve, Suppressed) else roc(curve),
         all_ecg_auroc=all_ecgs,
         regression=regression(study, tally) if kind == "regression" else None,
@@ -106,7 +121,7 @@ def precision_recall(histogram: ScoreHistogram) -> PrecisionRecall:
 def roc(curve: ScoreHistogram) -> tuple[tuple[float, float], ...]:
     """Points of the ROC at edges whose cells hold enough patients to be shown."""
     false_positive, true_positive = statistics.roc_points(curve)
-    return tuple((round(float(x), 4), round(float(y), 4)) for x, y in zip(false_positive, true_positive, strict=True))
+    return tuple((round(float(x), 3), round(float(y), 3)) for x, y in zip(false_positive, true_positive, strict=True))
 
 
 def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) -> Calibration:
@@ -116,15 +131,15 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
     if not isinstance(curve, Suppressed):
         bins = tuple(
             CalibrationBin(
-                mean_predicted=round(cell.mean_predicted, 4),
-                observed=round(cell.observed, 4),
-                low=cell.low,
-                high=cell.high,
+                mean_predicted=round(cell.mean_predicted, 3),
+                observed=round(cell.observed, 3),
+                low=round(cell.low, 3),
+                high=round(cell.high, 3),
                 patients=round_count(cell.count),
             )
             for cell in reliability.calibration(curve).cells
         )
-    values = (figures.intercept.value, figures.slope.value, figures.expected_over_observed)
+    values = [rounded(each) for each in (figures.intercept.value, figures.slope.value, figures.expected_over_observed)]
     why = figures.intercept.reason or figures.slope.reason or figures.reason or "not computed"
     return Calibration(
         intercept=values[0],
@@ -135,21 +150,36 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
     )
 
 
-def operating_point(histogram: ScoreHistogram, edge: int | None, minimum_cell: int) -> OperatingPoint:
-    """Sensitivity, specificity, PPV and NPV at the threshold that validation chose."""
+def operating_points(
+    study: Study, histograms: Mapping[str, ScoreHistogram], edge: int | None
+) -> dict[str, OperatingPoint]:
+    """Sensitivity, specificity, PPV and NPV of each group at the threshold that validation chose.
+
+    Guarantee: a 2x2 table with a cell of 1 to minimum_cell - 1 patients is suppressed, and so are those from
+    which it would follow by subtraction ("all" minus the other groups of a partition).
+    """
     if edge is None:
-        return OperatingPoint(reason="no threshold could be chosen on the validation split")
-    point = statistics.operating_point(histogram, edge)
-    table = {
-        "tp": point.true_positives,
-        "fn": point.false_negatives,
-        "fp": point.false_positives,
-        "tn": point.true_negatives,
-    }
-    hidden = [publishable_counts({name: pair[end] for name, pair in table.items()}, minimum_cell) for end in (0, 1)]
-    for counts in hidden:
-        if isinstance(counts, Suppressed):
-            return OperatingPoint(threshold=point.threshold, reason=f"suppressed: {counts.reason}")
+        return dict.fromkeys(histograms, OperatingPoint(reason="no threshold could be chosen on the validation split"))
+    least = study.evaluation.minimum_cell
+    points = {name: statistics.operating_point(histogram, edge) for name, histogram in histograms.items()}
+    exact = {name: point for name, point in points.items() if point.exact}
+    with_condition = {name: (point.true_positives[0], point.false_negatives[0]) for name, point in exact.items()}
+    without = {name: (point.false_positives[0], point.true_negatives[0]) for name, point in exact.items()}
+    hidden = {**suppressed_groups(with_condition, least), **suppressed_groups(without, least)}
+    return {name: operating_point(point, hidden.get(name), least) for name, point in points.items()}
+
+
+def operating_point(point: statistics.OperatingPoint, hidden: Suppressed | None, minimum_cell: int) -> OperatingPoint:
+    """One group's rates, or the reason why they are not shown."""
+    tables = [
+        {"tp": tp, "fn": fn, "fp": fp, "tn": tn}
+        for tp, fn, fp, tn in zip(
+            point.true_positives, point.false_negatives, point.false_positives, point.true_negatives, strict=True
+        )
+    ]
+    if hidden or any(isinstance(publishable_counts(table, minimum_cell), Suppressed) for table in tables):
+        reason = f"suppressed: the 2x2 table has, or would give away, a cell of fewer than {minimum_cell} patients"
+        return OperatingPoint(threshold=point.threshold, reason=reason)
     return OperatingPoint(
         threshold=point.threshold,
         sensitivity=estimate(point.sensitivity, "Wilson"),
@@ -160,29 +190,28 @@ def operating_point(histogram: ScoreHistogram, edge: int | None, minimum_cell: i
 
 
 def regression(study: Study, tally: SiteTally) -> Regression:
-    """Errors in mmHg beside those of a constant: the study's fixed centre stands for the training mean."""
+    """Errors in mmHg beside those of the best constant, the mean of these very patients."""
     moments = tally.moments.get(ALL)
     if moments is None or moments.count < study.evaluation.minimum_cell:
         return Regression(reason="fewer patients than may be shown")
     figures = regression_figures(moments, study.target.centre)
     return Regression(
-        rmse=figures.rmse,
-        mae=figures.mae,
-        pearson_r=figures.pearson_r,
-        r2=figures.r_squared,
-        bias=figures.bias,
-        mean_predictor_rmse=figures.rmse_of_cohort_mean,
+        rmse=rounded(figures.rmse),
+        mae=rounded(figures.mae),
+        pearson_r=rounded(figures.pearson_r),
+        r2=rounded(figures.r_squared),
+        bias=rounded(figures.bias),
+        mean_predictor_rmse=rounded(figures.rmse_of_cohort_mean),
         reason=figures.reason,
     )
 
 
-def group_figures(group: ScoreHistogram | Suppressed, study: Study, edge: int | None) -> dict[str, object]:
+def group_figures(group: ScoreHistogram | Suppressed, study: Study, point: OperatingPoint) -> dict[str, object]:
     """The fields of a GroupResult; a suppressed group has its reason and nothing else."""
     if isinstance(group, Suppressed):
         return {"suppressed": True, "reason": f"suppressed: {group.reason}"}
     if group.size == 0:
         return {"reason": "no test patients in this group"}
-    point = operating_point(group, edge, study.evaluation.minimum_cell)
     figures = reliability.calibration(group) if study.target.kind == "classification" else None
     result: dict[str, object] = {
         "patients": round_count(group.size),
@@ -190,8 +219,8 @@ def group_figures(group: ScoreHistogram | Suppressed, study: Study, edge: int | 
         "auroc": estimate(statistics.auroc(group), DELONG),
         "sensitivity": point.sensitivity,
         "specificity": point.specificity,
-        "calibration_slope": figures.slope.value if figures else None,
-        "expected_over_observed": figures.expected_over_observed if figures else None,
+        "calibration_slope": rounded(figures.slope.value) if figures else None,
+        "expected_over_observed": rounded(figures.expected_over_observed) if figures else None,
     }
     if None in result.values():
         result["reason"] = point.reason or (figures.slope.reason if figures else NO_PROBABILITY) or "not computed"
@@ -201,6 +230,7 @@ def group_figures(group: ScoreHistogram | Suppressed, study: Study, edge: int | 
 def subgroups(study: Study, tally: SiteTally, edge: int | None) -> tuple[SubgroupResult, ...]:
     """Every group of every partition, after suppression; a group that a site withheld lacks that site."""
     shown = suppress_published(tally.histograms, study.evaluation.minimum_cell)
+    points = operating_points(study, tally.histograms, edge)
     results = []
     for name in study.evaluation.groups:
         if name == ALL or (name not in shown and name not in tally.withheld):
@@ -208,7 +238,7 @@ def subgroups(study: Study, tally: SiteTally, edge: int | None) -> tuple[Subgrou
         group = shown.get(name, Suppressed("withheld by every site that has such patients"))
         if isinstance(group, ScoreHistogram) and group.size == 0 and name not in tally.withheld:
             continue
-        figures = group_figures(group, study, edge)
+        figures = group_figures(group, study, points.get(name, OperatingPoint(reason="withheld")))
         if name in tally.withheld and not figures.get("suppressed"):
             figures["reason"] = f"lacks the patients of {tally.withheld[name]} sites that withheld it"
         label = " & ".join(part.split("=", 1)[1] for part in name.split(" & "))
@@ -237,7 +267,11 @@ def fairness(study: Study, tally: SiteTally) -> Fairness:
     if not known or largest is None:
         return Fairness(reason="fewer than two groups of a partition could be shown")
     worst = min(known, key=known.__getitem__)
-    note = f"{gaps[partition_of(largest.better)].note}; p adjusted {largest.p_adjusted:.2g}"
+    compared = sum(found.comparisons for found in gaps.values())
+    note = (
+        f"largest of {compared} gaps in {len(gaps)} partitions; the interval is for one comparison, "
+        f"p for all of them (Bonferroni) {min(1.0, compared * largest.p_value):.2g}"
+    )
     return Fairness(
         worst_group=WorstGroup(partition=partition_of(worst), group=worst, auroc=estimate(aurocs[worst], DELONG)),
         largest_gap=Gap(
@@ -249,14 +283,33 @@ def fairness(study: Study, tally: SiteTally) -> Fairness:
     )
 
 
-def site_results(study: Study, tallies: Mapping[str, SiteTally], edge: int | None) -> tuple[SiteResult, ...]:
-    """Each hospital's own test patients, where it let its own figures out."""
+KEPT = Suppressed("this hospital keeps its own figures, or would give away those of one that does")
+
+
+def site_results(
+    study: Study, tallies: Mapping[str, SiteTally], sharing: Collection[str], edge: int | None
+) -> tuple[SiteResult, ...]:
+    """Each hospital's own test patients, where it let its own figures out.
+
+    Guarantee: the hospitals are the groups of one more partition of everybody and are suppressed as such; a
+    single one that keeps its figures is joined by the smallest other, so that no subtraction yields them.
+    """
+    counted = {name: tally.histograms[ALL] for name, tally in sorted(tallies.items()) if ALL in tally.histograms}
+    group_of = {name: f"site={number}" for number, name in enumerate(counted)}
+    groups = {group_of[name]: histogram for name, histogram in counted.items()}
+    groups |= {ALL: reduce(add, counted.values())} if counted else {}
+    shown = suppress_published(groups, study.evaluation.minimum_cell)
+    points = operating_points(study, groups, edge)
+    kept = {name for name in counted if name not in sharing and counted[name].size}
+    if len(kept) == 1:
+        others = [name for name in counted if name not in kept and counted[name].size]
+        kept |= set(sorted(others, key=lambda name: counted[name].size)[:1])
     results = []
-    for name, tally in sorted(tallies.items()):
-        everyone = (
-            suppress_published({ALL: tally.histograms[ALL]}, study.evaluation.minimum_cell)[ALL]
-            if (ALL in tally.histograms)
-            else Suppressed("withheld by the site")
-        )
-        results.append(SiteResult(name=name, **group_figures(everyone, study, edge)))  # type: ignore[arg-type]
+    for name in sorted(tallies):
+        if name in counted:
+            group = group_of[name]
+            figures = group_figures(KEPT if name in kept else shown[group], study, points[group])
+        else:
+            figures = group_figures(Suppressed("withheld by the site"), study, OperatingPoint(reason="withheld"))
+        results.append(SiteResult(name=name, **figures))  # type: ignore[arg-type]
     return tuple(results)

@@ -293,12 +293,14 @@ def _derivable(sizes: Sizes, small: set[str], hidden: set[str], minimum_cell: in
     wanted = np.stack(targets, axis=1)  # (atom, target)
     weights = np.linalg.lstsq(basis, wanted, rcond=None)[0]
     exact = np.abs(basis @ weights - wanted).max(axis=0) < 1e-8
-    if not exact.any():
-        return None
-    used = np.abs(weights[:, int(exact.argmax())]) > 1e-8
     total = {name: size[0] + size[1] for name, size in sizes.items()}
-    helpful = [name for name, uses in zip(shown, used, strict=True) if uses and max(sizes[name])]
-    return min(helpful, key=lambda name: (total[name], name))
+    for target in np.flatnonzero(exact).tolist():
+        used = np.abs(weights[:, target]) > 1e-8
+        helpful = [name for name, uses in zip(shown, used, strict=True) if uses and max(sizes[name])]
+        # None where only empty groups are used: the sites behind them are not those behind the target.
+        if helpful:
+            return min(helpful, key=lambda name: (total[name], name))
+    return None
 
 
 def _indicators(names: list[str]) -> dict[str, NDArray[np.float64]]:

@@ -19,14 +19,14 @@ from rich.progress import (
 
 from shared_model.errors import ExitCode, HemoFedError
 
-INTERRUPTED = "interrupted; run the same command again to go on"
+GO_ON = "run the same command again to go on"
 
 
-def run_cli(app: typer.Typer, name: str) -> NoReturn:
+def run_cli(app: typer.Typer, name: str, go_on: str = GO_ON) -> NoReturn:
     """Run a command line and end the process.
 
     A person's mistake is one line on stderr, `name: what, where, what to do`, and the exit code of
-    shared_model/errors.py; Ctrl-C ends with 130. A fault of the program keeps its traceback.
+    shared_model/errors.py; Ctrl-C ends with 130 and says `go_on`. A fault of the program keeps its traceback.
     """
     try:
         code = app(prog_name=name, standalone_mode=False)
@@ -37,11 +37,11 @@ def run_cli(app: typer.Typer, name: str) -> NoReturn:
             sys.exit(error.exit_code)
         _end(name, f"{error.format_message().rstrip('.')}; see {name} --help", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _end(name, INTERRUPTED, ExitCode.INTERRUPTED)
+        _end(name, f"interrupted; {go_on}", ExitCode.INTERRUPTED)
     except BrokenPipeError:
         _end(name, "the reader of the output went away", ExitCode.UNEXPECTED)
     if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
-        _end(name, INTERRUPTED, ExitCode.INTERRUPTED)
+        _end(name, f"interrupted; {go_on}", ExitCode.INTERRUPTED)
     sys.exit(code if isinstance(code, int) else ExitCode.DONE)
 
 

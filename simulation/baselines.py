@@ -21,15 +21,17 @@ from client.store import Store, open_store, record_ids
 from client.tasks import POOLED_FILE, SPLITS, has_label, prepare_device, scored_records, site_model
 from client.training import Rows, predict
 from server.conduct import WEIGHTS_FILE
+from server.judging import strictest
 from server.report.files import RESULTS_FILE
 from server.report.results import Baselines, Comparisons, Estimate, LocalOnly, Pooled, SiteMean
-from server.summary import estimate, nothing
+from server.summary import estimate, nothing, rounded
 from shared_model.bootstrap import (
     BootstrapHistograms,
     bootstrap_histograms,
     bootstrap_weights,
     mean_site_difference,
 )
+from shared_model.disclosure import round_count
 from shared_model.histograms import ScoreHistogram, histogram_of
 from shared_model.statistics import auroc
 from shared_model.study import Study
@@ -66,16 +68,19 @@ def baseline_arms(study: Study, site_dirs: Mapping[str, Path], out: Path) -> lis
 
 
 def has_training_labels(site_dir: Path, study: Study) -> bool:
-    """Whether a site could train alone: labelled patients in its training split."""
+    """Whether a site could train alone: it has two labelled training ECGs, and a weight once its count is rounded."""
     index = open_store(site_dir).index
-    return bool((has_label(index, study.target.column) & (index.split == SPLITS["train"])).sum() >= 2)
+    labelled = has_label(index, study.target.column) & (index.split == SPLITS["train"])
+    patients = len(np.unique(index.patient[labelled]))
+    return bool(labelled.sum() >= 2 and round_count(patients, load_site(site_dir).count_rounding))
 
 
 def pooled_folder(site_dirs: Sequence[Path], folder: Path) -> Path:
     """A site folder that stands for all sites at once; possible only where one machine holds them all."""
     folder.mkdir(parents=True, exist_ok=True)
-    simulated = all(load_site(site_dir).simulated for site_dir in site_dirs)
-    write_site(folder, SiteSettings(name=POOLED, disclosure="masked", simulated=simulated))
+    sites = [load_site(site_dir) for site_dir in site_dirs]
+    least, simulated = max(site.minimum_cell for site in sites), all(site.simulated for site in sites)
+    write_site(folder, SiteSettings(name=POOLED, disclosure="masked", minimum_cell=least, simulated=simulated))
     (folder / POOLED_FILE).write_text(json.dumps([str(site_dir.resolve()) for site_dir in site_dirs]))
     return folder
 
@@ -154,9 +159,9 @@ def score_site(study: Study, run: Path, site_dir: Path, state_dir: Path) -> Site
     if not len(rows):
         return None
     position = json.loads((run / "checkpoint" / "position.json").read_text())
-    instruction = Instruction(
-        run_id=position["run_id"], task="evaluate", study=study, round_number=study.finetune.rounds
-    )
+    # What stayed local must be that of the round whose weights were judged, as in `server.judging.judge`.
+    number = position["best_round"] or study.finetune.rounds
+    instruction = Instruction(run_id=position["run_id"], task="evaluate", study=study, round_number=number)
     device = prepare_device(load_site(site_dir), study)
     model, _ = site_model(instruction, load_file(run / "model" / WEIGHTS_FILE), state_dir)
     return count_scores(study, store, rows, predict(study, model.to(device), store, rows, device))
@@ -185,8 +190,13 @@ class Scored:
 
 
 def score_all(study: Study, site_dirs: Mapping[str, Path], out: Path, truths: Mapping[str, Path]) -> Scored:
-    """Score all finished runs on the sites that let fine counts out (tier "masked", summed in this process)."""
-    open_sites = {name: path for name, path in site_dirs.items() if load_site(path).disclosure == "masked"}
+    """Score all finished runs on the sites that let fine counts and figures of their own out.
+
+    That is tier "masked" (summed in this process) and `share_site_results`: what is shown is by site.
+    """
+    settings = {name: load_site(path) for name, path in site_dirs.items()}
+    chosen = [name for name, site in settings.items() if site.disclosure == "masked" and site.share_site_results]
+    open_sites = {name: site_dirs[name] for name in chosen}
     folder = out / "baselines"
 
     def scores(run_of: Mapping[str, tuple[Path, Path]]) -> dict[str, SiteScores]:
@@ -204,19 +214,15 @@ def score_all(study: Study, site_dirs: Mapping[str, Path], out: Path, truths: Ma
     )
 
 
-def minimum_cell_of(study: Study, site_dirs: Mapping[str, Path]) -> int:
-    """The strictest minimum of the study and its sites."""
-    return max([study.evaluation.minimum_cell, *(load_site(path).minimum_cell for path in site_dirs.values())])
-
-
 def baselines_of(study: Study, scored: Scored, site_dirs: Mapping[str, Path]) -> Baselines:
     """The comparison as it stands in results.json; a site whose classes are too small to show is null."""
-    least, sites = minimum_cell_of(study, site_dirs), sorted(site_dirs)
+    least = strictest(study, (load_site(path).minimum_cell for path in site_dirs.values())).evaluation.minimum_cell
+    sites = sorted(site_dirs)
     local = site_mean(scored.local_only, sites, least)
     missing = [name for name in sites if local.sites[name] is None]
     reason = (
         f"no figure for {', '.join(missing)}: no labels to train on alone, fewer than {least} test patients of a "
-        "class, or a disclosure tier that keeps fine counts in"
+        "class, or a site.toml that keeps fine counts or its own figures in"
         if missing
         else None
     )
@@ -239,13 +245,13 @@ def shown(scores: SiteScores, minimum_cell: int) -> bool:
 
 
 def site_mean(scored: Mapping[str, SiteScores], sites: Sequence[str], minimum_cell: int) -> SiteMean:
-    """AUROC at each site and their mean."""
+    """AUROC at each site and their mean, to three decimals."""
     values = {
-        name: scored[name].auroc if name in scored and shown(scored[name], minimum_cell) else None
+        name: rounded(scored[name].auroc) if name in scored and shown(scored[name], minimum_cell) else None
         for name in sorted(sites)
     }
     known = [value for value in values.values() if value is not None]
-    return SiteMean(mean=float(np.mean(known)) if known else None, sites=values, method=EVERY_SITE)
+    return SiteMean(mean=rounded(float(np.mean(known))) if known else None, sites=values, method=EVERY_SITE)
 
 
 def everyone_auroc(scored: Mapping[str, SiteScores]) -> Estimate:

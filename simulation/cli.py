@@ -91,7 +91,7 @@ def own_sites(folders: list[Path]) -> dict[str, Path]:
 
 def main() -> None:
     """Entry point."""
-    run_cli(app, NAME)
+    run_cli(app, NAME, "run the same command again with --resume to go on")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,12 @@ def print_table(results: Results, console: Console) -> None:
     for name, means, everyone in rows:
         table.add_row(name, number(means.mean), everyone, *(number(means.sites.get(site)) for site in sites))
     console.print(table)
+    if (errors := results.own.regression) is not None:
+        console.print(
+            f"RMSE {number(errors.rmse)}, MAE {number(errors.mae)}, r {number(errors.pearson_r)}; RMSE of always "
+            f"saying the mean: {number(errors.mean_predictor_rmse)}" + (f" ({errors.reason})" if errors.reason else ""),
+            highlight=False,
+        )
     compared = baselines.comparisons
     console.print(
         f"federated minus local-only, paired: {interval(compared.federated_minus_local_only)}",

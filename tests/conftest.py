@@ -17,6 +17,15 @@ SPECS = (
 
 
 @pytest.fixture(scope="session")
+def larger_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site whose test split is large enough for the tier "clear" to let something out."""
+    spec = HospitalSpec(name="delta", patients=300, pressure_shift=0.3, sampling_rate_hz=250)
+    hospital = Hospital(spec, tmp_path_factory.mktemp("larger") / "delta")
+    make_hospital(hospital, seed=3)
+    return hospital.site_dir
+
+
+@pytest.fixture(scope="session")
 def site_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Site folders by name: alpha and beta have labels, gamma has none. Not to be changed: see `copy_site`."""
     folder = tmp_path_factory.mktemp("hospitals")

@@ -10,6 +10,7 @@ import pytest
 from server import checkpoint as checkpoints
 from server.checkpoint import Checkpoint, Position, load, save
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.release import release_sha256
 
 STUDY = "a" * 64
 ODD = np.array([np.nan, -0.0, 0.0, np.inf, 1e-45, 3.0000002], np.float32)
@@ -20,6 +21,7 @@ def example(number: int = 2, fill: float = 1.0) -> Checkpoint:
     position = Position(
         run_id="0" * 32,
         study_sha256=STUDY,
+        release_sha256=release_sha256(),
         phase="finetune",
         round_number=number,
         site_weights={"pretrain/a/b": 35.0, "finetune/a/b": 0.1},
@@ -33,7 +35,9 @@ def example(number: int = 2, fill: float = 1.0) -> Checkpoint:
 def bits(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], bytes]]:
     groups = {"w": checkpoint.weights, "m": checkpoint.moments, "b": checkpoint.best_weights}
     return {
-        f"{group}/{name}": (value.shape, value.tobytes()) for group, arrays in groups.items() for name, value in arrays.items()
+        f"{group}/{name}": (value.shape, value.tobytes())
+        for group, arrays in groups.items()
+        for name, value in arrays.items()
     }
 
 
@@ -73,7 +77,7 @@ def test_a_crash_while_saving_leaves_the_round_before(
         if stop == "arrays":
             patch.setattr(checkpoints, "save_file", half)
         elif stop == "position":
-            patch.setattr(checkpoints.json, "dumps", crash)
+            patch.setattr(json, "dumps", crash)
         else:
             patch.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
@@ -127,7 +131,7 @@ def test_a_damaged_one_is_refused_in_one_line(tmp_path: Path, damage: str) -> No
     DAMAGE[damage](tmp_path)
     with pytest.raises(HemoFedError) as caught:
         load(tmp_path, STUDY)
-    assert caught.value.exit_code == ExitCode.BAD_CHECKPOINT == 17
+    assert int(caught.value.exit_code) == int(ExitCode.BAD_CHECKPOINT) == 17
     assert str(tmp_path) in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -136,4 +140,13 @@ def test_one_of_another_study_is_refused(tmp_path: Path) -> None:
     save(example(), tmp_path)
     with pytest.raises(HemoFedError, match="another study") as caught:
         load(tmp_path, "b" * 64)
+    assert caught.value.exit_code == ExitCode.BAD_CHECKPOINT
+
+
+def test_one_of_another_release_is_refused(tmp_path: Path) -> None:
+    """Other code may round otherwise, and the outcome would be neither's."""
+    save(example(), tmp_path)
+    replaced(release_sha256="b" * 64)(tmp_path)
+    with pytest.raises(HemoFedError, match="another release") as caught:
+        load(tmp_path, STUDY)
     assert caught.value.exit_code == ExitCode.BAD_CHECKPOINT

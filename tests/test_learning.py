@@ -1,6 +1,5 @@
 """Does it learn? Bounds were set in advance from a prototype's figures, below the worst that it had seen."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest

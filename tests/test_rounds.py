@@ -30,7 +30,11 @@ ROUNDS = {"pretrain": {"rounds": 2}, "finetune": {"rounds": 3}}
 
 
 def go(
-    out: Path, study: Study | None = None, sites: MadeUpSites | None = None, described: Described | None = None, **more: Any
+    out: Path,
+    study: Study | None = None,
+    sites: MadeUpSites | None = None,
+    described: Described | None = None,
+    **more: Any,
 ) -> StudyOutcome:
     """Run a study of two and three rounds on three made-up sites."""
     described = three_sites() if described is None else described
@@ -195,9 +199,7 @@ def test_a_study_that_was_begun_is_not_begun_again_by_mistake(tmp_path: Path) ->
             watcher=stopping_after(tmp_path, "pretrain", 1, before_saving=False),
         )
     assert "--resume" in refused(ExitCode.BAD_CHECKPOINT, tmp_path)
-    assert "another study" in refused(
-        ExitCode.BAD_CHECKPOINT, tmp_path, tiny_study(**ROUNDS, seed=2), resume=True
-    )
+    assert "another study" in refused(ExitCode.BAD_CHECKPOINT, tmp_path, tiny_study(**ROUNDS, seed=2), resume=True)
 
 
 def test_a_site_that_is_gone_when_the_study_resumes_is_left_out(tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_a_study_without_a_label_anywhere_stops_before_it_trains(tmp_path: Path,
     said = refused(ExitCode.NO_USABLE_PATIENTS, tmp_path, study, sites, described=none)
     assert "mpcwp_mmhg" in said
     assert sites.seen == []
-    assert ExitCode.NO_USABLE_PATIENTS == 14
+    assert int(ExitCode.NO_USABLE_PATIENTS) == 14
 
 
 def improving_then_worse(site: str, instruction: Instruction) -> Answer:
@@ -301,7 +303,9 @@ def improving_then_worse(site: str, instruction: Instruction) -> Answer:
     outcomes = np.arange(40) % 2
     gain = {1: 0.1, 2: 0.5, 3: 0.2}[instruction.round_number]
     scores = np.clip(0.3 + gain * outcomes + 0.2 * np.sin(np.arange(40)), 0.01, 0.99)
-    return SiteReply(site, Reply(site=site), to_arrays(SiteTally({ALL: histogram_of(scores, outcomes)}, {}, None), True))
+    return SiteReply(
+        site, Reply(site=site), to_arrays(SiteTally({ALL: histogram_of(scores, outcomes)}, {}, None), True)
+    )
 
 
 def test_the_best_round_on_validation_is_reported_where_the_study_says_so(tmp_path: Path) -> None:
@@ -330,7 +334,7 @@ def test_counts_that_cannot_be_true_are_left_out(tmp_path: Path) -> None:
         assert isinstance(answer, SiteReply)
         if site != "alpha":
             return answer
-        return SiteReply(site, answer.reply, {**answer.arrays, "all|cells": -answer.arrays["all|cells"]})
+        return SiteReply(site, answer.reply, {**answer.arrays, "all|cells": np.negative(answer.arrays["all|cells"], dtype=np.int64)})
 
     outcome = go(tmp_path, sites=MadeUpSites(evaluate=lying))
     assert set(outcome.test) == {"beta", "gamma"}

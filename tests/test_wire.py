@@ -55,9 +55,7 @@ def same(first: dict[str, NDArray[np.generic]], second: dict[str, NDArray[np.gen
 
 @settings(max_examples=60, deadline=None)
 @given(INSTRUCTIONS | REPLIES, ARRAYS)
-def test_what_is_packed_is_what_is_unpacked(
-    body: Instruction | Reply, arrays: dict[str, NDArray[np.generic]]
-) -> None:
+def test_what_is_packed_is_what_is_unpacked(body: Instruction | Reply, arrays: dict[str, NDArray[np.generic]]) -> None:
     again, back = unpack(pack(body, arrays), type(body))
     assert again == body
     assert same(back, arrays)
@@ -72,7 +70,7 @@ def test_an_array_that_is_a_view_of_another_order_arrives_as_it_was() -> None:
 def with_text(change: Callable[[dict[str, Any]], object]) -> RecordDict:
     """A good instruction whose JSON was changed on the way."""
     content = pack(Instruction(run_id=RUN, task="pretrain", study=tiny_study()), {})
-    table = json.loads(str(content["hemofed"]["body"]))  # type: ignore[index]
+    table = json.loads(str(content["hemofed"]["body"]))
     changed = change(table)
     content["hemofed"] = ConfigRecord({"body": json.dumps(table if changed is None else changed)})
     return content
@@ -105,7 +103,7 @@ def test_a_text_that_no_honest_end_would_send_is_refused(fault: str) -> None:
 
 def test_a_text_is_refused_by_its_length_before_it_is_read() -> None:
     content = pack(Reply(site="a"))
-    text = str(content["hemofed"]["body"])  # type: ignore[index]
+    text = str(content["hemofed"]["body"])
     for spaces, fits in ((MAXIMUM_TEXT - len(text), True), (MAXIMUM_TEXT - len(text) + 1, False)):
         content["hemofed"] = ConfigRecord({"body": text + " " * spaces})
         if fits:

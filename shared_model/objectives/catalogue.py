@@ -1,12 +1,12 @@
 """Every method as one row: views x relation x loss, its source, its published settings and our departures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared_model.objectives.losses import Diagnostics, EmbeddingDistance, Reduction, triplet_loss
 from shared_model.objectives.mining import Negatives, mine
@@ -119,7 +119,7 @@ class ObjectiveSettings(BaseModel):
 
 def pretraining_step(
     settings: ObjectiveSettings,
-    encoder: nn.Module,
+    encoder: Callable[[Tensor], Tensor],
     signals: Tensor,
     descriptors: Tensor,
     same_record: Tensor,
