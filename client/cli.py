@@ -16,6 +16,7 @@ from rich.table import Table
 from client.ingest import ingest as ingest_folder
 from client.pseudonym import SPLIT_NAMES
 from client.records import READERS
+from client.records.options import ReaderOptions
 from client.schema import INDEX_FILE
 from client.site import Disclosure, load_site
 from client.store import RecordIndex, open_store
@@ -24,7 +25,9 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import progress_bar, run_cli
 
 NAME = "hemofed-client"
-app = typer.Typer(name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()
@@ -39,8 +42,16 @@ def ingest(
     format: Annotated[str, typer.Option(help=f"auto, or one of: {', '.join(READERS)}.")] = "auto",
     where: Annotated[
         list[str] | None,
-        typer.Option(help="COLUMN=VALUE: only such rows (PTB-XL). Repeat it: values of one column are alternatives."),
+        typer.Option(help="COLUMN=VALUE: only such rows of the archive's table. Again for one column: alternatives."),
     ] = None,
+    sampling_rate_hz: Annotated[float | None, typer.Option(help="Rate of MATLAB arrays.")] = None,
+    unit: Annotated[str, typer.Option(help="Unit of MATLAB arrays, or of CODE-15 other than mV: mV, uV or V.")] = "",
+    variable: Annotated[str, typer.Option(help="The array in a MATLAB file; in a struct STRUCT.FIELD.")] = "",
+    axis: Annotated[str, typer.Option(help="Of MATLAB arrays: lead-time (a row a lead) or time-lead.")] = "",
+    leads: Annotated[
+        str,
+        typer.Option(help="Leads of MATLAB arrays in their order, with commas; else I,II,III,aVR,aVL,aVF,V1 to V6."),
+    ] = "",
     name: Annotated[str | None, typer.Option(help="Name of a new site; else its folder's name.")] = None,
     disclosure: Annotated[
         str, typer.Option(help="How a new site lets counts leave: clear, masked or noised.")
@@ -58,13 +69,21 @@ def ingest(
     """Read the ECG records in the folder SOURCE into the site store. Run it again to add what is new."""
     if disclosure not in get_args(Disclosure):
         raise HemoFedError(f"--disclosure {disclosure}: use one of {', '.join(get_args(Disclosure))}", ExitCode.USAGE)
+    options = ReaderOptions(
+        where=tuple(where or ()),
+        sampling_rate_hz=sampling_rate_hz,
+        unit=unit,
+        variable=variable,
+        axis=axis,
+        leads=tuple(name for name in leads.split(",") if name),
+    )
     with progress_bar("ingest", quiet) as progress:
         summary = ingest_folder(
             source,
             site_dir,
             name=name,
             format=format,
-            where=where or (),
+            options=options,
             split=split,
             minimum_cell=minimum_cell,
             disclosure=disclosure,  # type: ignore[arg-type]  # checked above

@@ -3,7 +3,7 @@
 import fcntl
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from client.pseudonym import SplitShares, parse_shares
 from client.pseudonym import patient_key as settle_patient_key
-from client.records import READERS, choose_format
+from client.records import choose_format, open_archive
+from client.records.options import ReaderOptions
 from client.records.record import Remark
 from client.schema import connect, damaged
 from client.site import SITE_FILE, Disclosure, SiteSettings, load_site, write_site
@@ -29,7 +30,7 @@ def ingest(
     *,
     name: str | None = None,
     format: str = "auto",
-    where: Sequence[str] = (),
+    options: ReaderOptions = ReaderOptions(),
     disclosure: Disclosure = "clear",
     patient_key: bytes | None = None,
     split: str | None = None,
@@ -44,6 +45,7 @@ def ingest(
     `patient_key` (32 bytes) fixes the pseudonyms and the split, for simulated hospitals; a real site leaves
     it out and gets a random key. `split` is train/validation/test in percent, 60/20/20 if it is not given; a
     store keeps the shares of its first ingest, or a patient's later records could change sides.
+    `options` select rows of a table, or declare what the files do not say.
     `progress(done, total)` is called after each record.
 
     Raises:
@@ -53,14 +55,14 @@ def ingest(
     source, site_dir = Path(source).resolve(), Path(site_dir)
     format_name = choose_format(source, format)
     try:
-        archive = READERS[format_name].open_archive(source, where)
+        archive = open_archive(source, format_name, options)
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _only_one(site_dir):
             _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
-                writer = StoreWriter(connection, signals, key, source, format_name, where)
+                writer = StoreWriter(connection, signals, key, source, format_name, options.selection())
                 done = 0
                 for item in archive.items:
                     writer.add(item)

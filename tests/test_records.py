@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from client.records import choose_format, ptbxl, wfdb_folder
 from client.records.labels_csv import read_labels, record_name
+from client.records.options import ReaderOptions
 from client.records.ptbxl import superclass_labels
 from client.records.record import (
     EcgRecord,
@@ -34,7 +35,9 @@ from tests.wfdb_fixtures import ecg_steps, write_record
 
 
 def records_of(source: Path, where: tuple[str, ...] = ()) -> tuple[list[EcgRecord], list[TurnedAway], list[Remark]]:
-    items = list((ptbxl if ptbxl.recognises(source) else wfdb_folder).open_archive(source, where).items)
+    items = list(
+        (ptbxl if ptbxl.recognises(source) else wfdb_folder).open_archive(source, ReaderOptions(where=where)).items
+    )
     return (
         [item for item in items if isinstance(item, EcgRecord)],
         [item for item in items if isinstance(item, TurnedAway)],
@@ -377,7 +380,7 @@ def test_ptbxl_selection(where: tuple[str, ...], count: int | None) -> None:
 def test_a_wrong_selection_is_one_line(tmp_path: Path, where: str) -> None:
     write_ptbxl(tmp_path, ["1,1,50,1,0.0,CS,,{},lr/1_lr,hr/1_hr"])
     with pytest.raises(HemoFedError, match=where.split("=")[0]):
-        ptbxl.open_archive(tmp_path, [where])
+        ptbxl.open_archive(tmp_path, ReaderOptions(where=(where,)))
 
 
 def test_format_is_recognised(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ ptbxl_database.csv may be a selection of rows, and records500/ may hold some of 
 """
 
 import ast
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from client.records.labels_csv import LabelRow
+from client.records.options import ReaderOptions
 from client.records.record import (
     Archive,
     Item,
@@ -18,12 +18,14 @@ from client.records.record import (
     Reason,
     Remark,
     TurnedAway,
+    Unusable,
     known_age,
     unix_seconds,
 )
+from client.records.tables import Row, parse_selection, path_inside, plain_id, read_rows
 from client.records.wfdb_folder import read_record
-from shared_model.errors import ExitCode, HemoFedError
 
+ARCHIVE = "PTB-XL"
 DATABASE_FILE, STATEMENTS_FILE = "ptbxl_database.csv", "scp_statements.csv"
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 NEEDED = ("ecg_id", "patient_id", "age", "sex", "recording_date", "scp_codes", "filename_lr", "filename_hr")
@@ -31,105 +33,52 @@ NEEDED = ("ecg_id", "patient_id", "age", "sex", "recording_date", "scp_codes", "
 HIDDEN_AGE, HIDDEN_AGE_STANDS_FOR = 300.0, 90.0
 SEX = {"0": "male", "1": "female"}
 
-Row = dict[str, str]
-
 
 def recognises(source: Path) -> bool:
     """Whether the folder holds PTB-XL's table."""
     return (source / DATABASE_FILE).is_file()
 
 
-def open_archive(source: Path, where: Sequence[str]) -> Archive:
-    """Read the two tables and select rows: `where` holds COLUMN=VALUE.
-
-    Values of one column are alternatives, different columns must all hold.
+def open_archive(source: Path, options: ReaderOptions) -> Archive:
+    """Read the two tables and select rows by `options.where`.
 
     Raises:
         HemoFedError: a table is absent or broken, or `where` names no column or selects nothing.
     """
-    rows = _selected(_read_csv(source / DATABASE_FILE, NEEDED), where, source / DATABASE_FILE)
+    selection, path = parse_selection(options.where), source / DATABASE_FILE
+    rows = list(selection.rows(path, NEEDED, ARCHIVE))
+    if not rows:
+        raise selection.nothing(path)
     superclass = {
         row[""]: row["diagnostic_class"]
-        for row in _read_csv(source / STATEMENTS_FILE, ("", "diagnostic", "diagnostic_class"))
+        for row in read_rows(source / STATEMENTS_FILE, ("", "diagnostic", "diagnostic_class"), ARCHIVE)
         if row["diagnostic"] in ("1", "1.0")
     }
     return Archive(len(rows), _items(source, rows, superclass))
 
 
-def _read_csv(path: Path, needed: Sequence[str]) -> list[Row]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HemoFedError(
-            f"{path}: cannot be read ({error}); copy it from the PTB-XL archive", ExitCode.BAD_SOURCE
-        ) from None
-    absent = [column for column in needed if column not in (reader.fieldnames or ())]
-    if absent:
-        raise HemoFedError(
-            f"{path}: column {absent[0]!r} is not there; copy the file from the PTB-XL archive",
-            ExitCode.BAD_SOURCE,
-        )
-    return rows
-
-
-def _selected(rows: list[Row], where: Sequence[str], path: Path) -> list[Row]:
-    wanted: dict[str, set[str]] = {}
-    for condition in where:
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise HemoFedError(f"--where {condition!r}: write COLUMN=VALUE, for example site=0", ExitCode.USAGE)
-        if rows and column.strip() not in rows[0]:
-            raise HemoFedError(
-                f"--where {condition!r}: {path} has no such column; it has: {', '.join(rows[0])}",
-                ExitCode.USAGE,
-            )
-        wanted.setdefault(column.strip(), set()).add(_plain_value(value))
-    chosen = [row for row in rows if all(_plain_value(row[column]) in values for column, values in wanted.items())]
-    if not chosen:
-        conditions = " ".join(f"--where {condition!r}" for condition in where) or "the whole table"
-        raise HemoFedError(f"{path}: no row for {conditions}; check the values in that column", ExitCode.NOTHING_STORED)
-    return chosen
-
-
-def _plain_value(text: str) -> str:
-    """Text without blanks around it; numbers in one spelling, so that 0 and 0.0 are the same."""
-    try:
-        return repr(float(text))
-    except ValueError:
-        return text.strip()
-
-
 def _items(source: Path, rows: Sequence[Row], superclass: dict[str, str]) -> Iterator[Item]:
     for row in rows:
-        record_id = _plain_id(row["ecg_id"])
-        path = _header_path(source, row)
-        if isinstance(path, TurnedAway):
-            yield path
+        record_id = plain_id(row["ecg_id"])
+        try:
+            path = _header_path(source, row)
+        except Unusable as unusable:
+            name = row["filename_hr"].strip() or row["filename_lr"].strip() or f"ecg_id {record_id}"
+            yield TurnedAway(name, unusable.reason, unusable.detail)
             continue
         label_row, remarks = _label_row(row, superclass)
         yield from (replace(remark, source=f"{DATABASE_FILE}: ecg_id {record_id}") for remark in remarks)
         yield from read_record(path, record_id, path.relative_to(source).as_posix(), label_row)
 
 
-def _header_path(source: Path, row: Row) -> Path | TurnedAway:
-    """The 500 Hz record where its header is there, else the 100 Hz one."""
+def _header_path(source: Path, row: Row) -> Path:
+    """The 500 Hz record where its header is there, else the 100 Hz one. Raises Unusable if neither is."""
     for column in ("filename_hr", "filename_lr"):
         name = row[column].strip()
-        if name.startswith(("/", "\\")) or ".." in Path(name).parts:
-            detail = f"{column} points to {name[:80]!r}, outside the archive; mend {DATABASE_FILE}"
-            return TurnedAway(name, Reason.PATH_OUTSIDE_FOLDER, detail)
-        path = source / f"{name}.hea"
+        path = path_inside(source, f"{name}.hea", f"{DATABASE_FILE} ({column})")
         if name and path.is_file():
             return path
-    name = row["filename_lr"].strip() or f"ecg_id {row['ecg_id']}"
-    return TurnedAway(name, Reason.MISSING_FILE, "neither its 500 Hz nor its 100 Hz header is there; copy one of them")
-
-
-def _plain_id(text: str) -> str:
-    """`15709.0` and `15709` are the same patient."""
-    return text.strip().removesuffix(".0")
+    raise Unusable(Reason.MISSING_FILE, "neither its 500 Hz nor its 100 Hz header is there; copy one of them")
 
 
 def _label_row(row: Row, superclass: dict[str, str]) -> tuple[LabelRow, list[Remark]]:
@@ -148,9 +97,9 @@ def _label_row(row: Row, superclass: dict[str, str]) -> tuple[LabelRow, list[Rem
     if row["age"].strip() in ("300", "300.0"):
         age = HIDDEN_AGE_STANDS_FOR
     label_row = LabelRow(
-        patient_id=_plain_id(row["patient_id"]),
+        patient_id=plain_id(row["patient_id"]),
         age_years=age,
-        sex=SEX.get(_plain_id(row["sex"]), "unknown"),
+        sex=SEX.get(plain_id(row["sex"]), "unknown"),
         recorded_at=recorded_at,
         labels=labels,
     )

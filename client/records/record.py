@@ -24,6 +24,7 @@ class Reason(StrEnum):
     PATH_OUTSIDE_FOLDER = "path_outside_folder"
     NO_KNOWN_LEAD = "no_known_lead"
     UNKNOWN_UNIT = "unknown_unit"
+    NOT_AS_DECLARED = "not_as_declared"
     TOO_SHORT = "too_short"
     ALL_LEADS_FLAT = "all_leads_flat"
     MOSTLY_MISSING = "mostly_missing"

@@ -2,10 +2,11 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
+from client.records.options import ReaderOptions
 from client.records.record import (
     UNKNOWN,
     Archive,
@@ -20,9 +21,10 @@ from client.records.record import (
 )
 from client.records.wfdb_header import Header, read_header, segment_names
 from client.records.wfdb_signal import read_leads
-from shared_model.errors import ExitCode, HemoFedError
 
 SUFFIX = ".hea"
+
+LabelsOf = Callable[[Header], Mapping[str, float]]
 
 
 def recognises(source: Path) -> bool:
@@ -30,35 +32,45 @@ def recognises(source: Path) -> bool:
     return next(source.rglob(f"*{SUFFIX}"), None) is not None
 
 
-def open_archive(source: Path, where: Sequence[str]) -> Archive:
+def open_archive(source: Path, options: ReaderOptions) -> Archive:
     """List the records of a folder. A segment of a multi-segment record is part of it, not a record.
 
     Raises:
-        HemoFedError: labels.csv is broken, or rows are selected, which needs a table (PTB-XL has one).
+        HemoFedError: labels.csv is broken.
     """
-    if where:
-        raise HemoFedError(
-            "--where selects rows of a PTB-XL table; a WFDB folder has none: put the wanted records in a "
-            "folder of their own",
-            ExitCode.USAGE,
-        )
+    del options  # a header says all that is needed
+    return open_records(source, _no_labels)
+
+
+def open_records(source: Path, labels_of: LabelsOf) -> Archive:
+    """The same, with the labels that a format writes into its headers."""
     headers = sorted(source.rglob(f"*{SUFFIX}"))
     segments = {header.parent / f"{name}{SUFFIX}" for header in headers for name in segment_names(header)}
     records = [header for header in headers if header not in segments]
-    return Archive(len(records), _items(source, records, read_labels(source / LABELS_FILE)))
+    return Archive(len(records), _items(source, records, read_labels(source / LABELS_FILE), labels_of))
 
 
-def _items(source: Path, headers: Sequence[Path], table: LabelTable) -> Iterator[Item]:
+def _no_labels(header: Header) -> Mapping[str, float]:
+    del header
+    return {}
+
+
+def _items(source: Path, headers: Sequence[Path], table: LabelTable, labels_of: LabelsOf) -> Iterator[Item]:
     yield from table.remarks
     present = set()
     for path in headers:
         name = readable(path.relative_to(source))
         record_id = name.removesuffix(SUFFIX)
         present.add(record_id)
-        yield from read_record(path, record_id, name, table.rows.get(record_id))
+        yield from read_record(path, record_id, name, table.rows.get(record_id), labels_of)
+    yield from rows_without_record(table, present, SUFFIX)
+
+
+def rows_without_record(table: LabelTable, present: Collection[str], suffix: str) -> Iterator[Remark]:
+    """A remark for each row of labels.csv whose record is not there."""
     for record_id in table.rows:
         if record_id not in present:
-            detail = f"there is no {record_id}{SUFFIX}; copy the record or remove the row"
+            detail = f"there is no {record_id}{suffix}; copy the record or remove the row"
             yield Remark(f"{LABELS_FILE}: {record_id}", Noticed.LABEL_WITHOUT_RECORD, detail)
 
 
@@ -67,7 +79,9 @@ def readable(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def read_record(path: Path, record_id: str, source: str, row: LabelRow | None) -> Iterator[Item]:
+def read_record(
+    path: Path, record_id: str, source: str, row: LabelRow | None, labels_of: LabelsOf = _no_labels
+) -> Iterator[Item]:
     """One record with its remarks, or one TurnedAway. The table's word goes before the header's."""
     try:
         header = read_header(path)
@@ -91,7 +105,7 @@ def read_record(path: Path, record_id: str, source: str, row: LabelRow | None) -
         age_years=known_age(header.comments.get("age", "")) if math.isnan(row.age_years) else row.age_years,
         sex=_sex(header, row),
         race=row.race or header.comments.get("race", "").lower() or UNKNOWN,
-        labels=row.labels,
+        labels={**labels_of(header), **row.labels},
         measured_at=row.measured_at,
     )
 

@@ -31,7 +31,7 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 50, 20_000
 
 _CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?\b")
 _DATE = re.compile(r"\b\d{1,2}/\d{1,2}/\d{4}\b|\b\d{1,2}-[A-Za-z]{3}-\d{4}\b")
-_FIELD = re.compile(r"(?:^|<)\s*(patient_id|subject_id|subject|age|sex|gender|race)\s*>?\s*:\s*([^<]*)", re.I)
+_FIELD = re.compile(r"(?:^|<)\s*(patient_id|subject_id|subject|age|sex|gender|race|dx)\s*>?\s*:\s*([^<]*)", re.I)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Header:
     recorded_at: float
     signals: tuple[SignalLine, ...]
     comments: dict[str, str]
-    """patient_id, age, sex, race as written in the comments, where they are."""
+    """patient_id, age, sex, race, dx as written in the comments, where they are."""
 
 
 def split_header(path: Path) -> tuple[list[str], list[str]]:

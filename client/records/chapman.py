@@ -1,0 +1,43 @@
+"""Chapman-Shaoxing and Ningbo as PhysioNet ecg-arrhythmia 1.0.0: WFDBRecords/01/010/JS00001.hea and .mat
+(doi:10.13026/wgex-er52). One ECG a patient, so a record's name stands for its patient.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from client.records.cinc import diagnosis_labels
+from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
+from client.records.options import ReaderOptions
+from client.records.record import Archive, Item
+from client.records.wfdb_folder import SUFFIX, read_record, readable, rows_without_record
+
+RECORDS_FOLDER = "WFDBRecords"
+
+
+def recognises(source: Path) -> bool:
+    """Whether the folder holds the archive's own folder of records."""
+    return (source / RECORDS_FOLDER).is_dir()
+
+
+def open_archive(source: Path, options: ReaderOptions) -> Archive:
+    """List the records; ids are `JS00001`, and labels.csv at the top may name them so.
+
+    Raises:
+        HemoFedError: labels.csv is broken.
+    """
+    del options  # a header says all that is needed
+    headers = sorted((source / RECORDS_FOLDER).rglob(f"*{SUFFIX}"))
+    return Archive(len(headers), _items(source, headers, read_labels(source / LABELS_FILE)))
+
+
+def _items(source: Path, headers: Sequence[Path], table: LabelTable) -> Iterator[Item]:
+    yield from table.remarks
+    present = set()
+    for path in headers:
+        name = readable(Path(path.stem))
+        present.add(name)
+        row = table.rows.get(name, LabelRow())
+        row = replace(row, patient_id=row.patient_id or name)
+        yield from read_record(path, name, readable(path.relative_to(source)), row, diagnosis_labels)
+    yield from rows_without_record(table, present, SUFFIX)

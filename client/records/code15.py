@@ -1,0 +1,144 @@
+"""CODE-15%: exams.csv and exams_part*.hdf5 (doi:10.5281/zenodo.4916206).
+
+`tracings` is (exam, 4096, 12) at 400 Hz with zeros on both sides of the 7 or 10 s of ECG. The file names no unit;
+mV is what the archive's users take it for, and `--unit` says otherwise.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.records.labels_csv import LabelRow
+from client.records.options import ReaderOptions
+from client.records.record import Archive, EcgRecord, Item, Noticed, Reason, Remark, TurnedAway, Unusable, known_age
+from client.records.tables import plain_id, read_rows
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import LEADS, millivolt_per_unit
+
+ARCHIVE, EXAMS_FILE, PARTS = "CODE-15%", "exams.csv", "exams_part*.hdf5"
+NEEDED = ("exam_id", "age", "is_male", "patient_id")
+SAMPLING_RATE_HZ, UNIT = 400.0, "mV"
+TAKES = frozenset({"--unit"})
+LABEL_COLUMNS = {
+    "1dAVb": "first_degree_av_block",
+    "RBBB": "right_bundle_branch_block",
+    "LBBB": "left_bundle_branch_block",
+    "SB": "sinus_bradycardia",
+    "ST": "sinus_tachycardia",
+    "AF": "atrial_fibrillation",
+}
+TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+
+
+def recognises(source: Path) -> bool:
+    """Whether the folder holds the archive's table and at least one part."""
+    return (source / EXAMS_FILE).is_file() and next(source.glob(PARTS), None) is not None
+
+
+def open_archive(source: Path, options: ReaderOptions) -> Archive:
+    """Read exams.csv and count the exams of the parts that are there; a damaged part counts as one record.
+
+    Raises:
+        HemoFedError: h5py is not installed, or exams.csv is broken.
+    """
+    _h5py()
+    parts = sorted(source.glob(PARTS), key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
+    count = sum(_count(part) for part in parts)
+    return Archive(count, _items(parts, _read_exams(source / EXAMS_FILE), options.unit or UNIT))
+
+
+def _h5py() -> Any:
+    """h5py, or the one line that says how to get it."""
+    try:
+        import h5py
+    except ImportError:
+        raise HemoFedError(
+            "CODE-15% needs the package h5py, which is not installed; run: pip install 'hemofed[records]'",
+            ExitCode.BAD_SOURCE,
+        ) from None
+    return h5py
+
+
+def _read_exams(path: Path) -> dict[str, LabelRow]:
+    """Patient, age, sex and labels by exam. Equal sets of labels are one object: there are 345,779 exams."""
+    known: dict[tuple[tuple[str, float], ...], Mapping[str, float]] = {}
+    exams = {}
+    for row in read_rows(path, NEEDED, ARCHIVE):
+        truths = {label: TRUTH.get(row.get(column, "").lower()) for column, label in LABEL_COLUMNS.items()}
+        labels = tuple((label, truth) for label, truth in truths.items() if truth is not None)
+        male = TRUTH.get(row["is_male"].lower())
+        exams[plain_id(row["exam_id"])] = LabelRow(
+            patient_id=plain_id(row["patient_id"]),
+            age_years=known_age(row["age"]),
+            sex="unknown" if male is None else "male" if male else "female",
+            labels=known.setdefault(labels, dict(labels)),
+        )
+    return exams
+
+
+def _count(part: Path) -> int:
+    try:
+        with _h5py().File(part, "r") as file:
+            return len(file["exam_id"])
+    except (OSError, KeyError, TypeError):
+        return 1
+
+
+def _items(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> Iterator[Item]:
+    for part in parts:
+        try:
+            with _h5py().File(part, "r") as file:
+                exam_ids, tracings = file["exam_id"][:], file["tracings"]
+                if tracings.shape[1:] != (4096, len(LEADS)):
+                    raise ValueError(f"tracings is {tracings.shape}, not (exam, 4096, 12)")
+                for place, exam_id in enumerate(exam_ids):
+                    exam = plain_id(str(exam_id))
+                    yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", exams.get(exam), unit)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            said = " ".join(str(error).split())[:100]
+            yield TurnedAway(part.name, Reason.UNREADABLE, f"not a whole part of CODE-15% ({said}); copy it again")
+
+
+def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow | None, unit: str) -> Iterator[Item]:
+    try:
+        signal_mv = _signal(tracings, place) * np.float32(millivolt_per_unit(unit) or 0)
+    except Unusable as unusable:
+        yield TurnedAway(source, unusable.reason, unusable.detail)
+        return
+    row = row or LabelRow()
+    if not row.patient_id:
+        detail = f"no patient id in {EXAMS_FILE}, so this record counts as a patient of its own"
+        yield Remark(source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
+    yield EcgRecord(
+        record_id=exam,
+        source=source,
+        signal_mv=signal_mv,
+        lead_names=LEADS,
+        sampling_rate_hz=SAMPLING_RATE_HZ,
+        patient_id=row.patient_id or f"record:{exam}",
+        age_years=row.age_years,
+        sex=row.sex,
+        labels=row.labels,
+    )
+
+
+def _signal(tracings: Any, place: int) -> NDArray[np.float32]:
+    """(lead, time) of one exam as stored, without the samples at both ends that are zero in every lead."""
+    if place >= len(tracings):
+        detail = f"the part holds {len(tracings)} tracings, fewer than exam ids; copy it again"
+        raise Unusable(Reason.TRUNCATED, detail)
+    try:
+        tracing: NDArray[np.float32] = np.asarray(tracings[place], np.float32).T
+    except (OSError, ValueError) as error:
+        detail = f"its block is damaged ({' '.join(str(error).split())[:80]}); copy the part again"
+        raise Unusable(Reason.UNREADABLE, detail) from None
+    recorded = np.flatnonzero(tracing.any(axis=0))
+    if not recorded.size:
+        raise Unusable(Reason.ALL_LEADS_FLAT, "every sample is 0, as in the archive's filler rows; leave it out")
+    signal = tracing[:, recorded[0] : recorded[-1] + 1].copy()
+    signal[~np.isfinite(signal)] = np.nan
+    return signal

@@ -1,0 +1,110 @@
+"""MIMIC-IV-ECG 1.0: record_list.csv and files/p1000/p10000032/s40689238/ (doi:10.13026/4nqg-sb35).
+
+A record is known by its study_id and its line in record_list.csv, so that the paths, which spell the subject_id,
+do not enter the index. The archive has neither age nor sex: `patients.csv` of MIMIC-IV (hosp), copied beside
+record_list.csv, brings them; labels.csv, by study_id, brings the labels.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
+from client.records.options import ReaderOptions
+from client.records.record import (
+    UNKNOWN,
+    Archive,
+    Item,
+    Noticed,
+    Reason,
+    Remark,
+    TurnedAway,
+    Unusable,
+    known_age,
+    known_sex,
+    unix_seconds,
+)
+from client.records.tables import Row, Selection, parse_selection, path_inside, plain_id, read_rows
+from client.records.wfdb_folder import SUFFIX, read_record, rows_without_record
+
+ARCHIVE = "MIMIC-IV-ECG"
+RECORD_LIST, PATIENTS_FILE = "record_list.csv", "patients.csv"
+NEEDED = ("subject_id", "study_id", "ecg_time", "path")
+NEEDED_OF_PATIENTS = ("subject_id", "gender", "anchor_age", "anchor_year")
+
+Patients = Mapping[str, tuple[str, float]]
+"""subject_id -> (sex, year of birth on the patient's own shifted calendar)."""
+
+
+def recognises(source: Path) -> bool:
+    """Whether the folder holds the archive's list of records."""
+    return (source / RECORD_LIST).is_file()
+
+
+def open_archive(source: Path, options: ReaderOptions) -> Archive:
+    """Count the rows that `options.where` selects; they are read again, one by one, with their records.
+
+    Raises:
+        HemoFedError: a table is broken, or `where` names no column or selects nothing.
+    """
+    selection, path = parse_selection(options.where), source / RECORD_LIST
+    count = sum(1 for _ in selection.rows(path, NEEDED, ARCHIVE))
+    if not count:
+        raise selection.nothing(path)
+    table, patients = read_labels(source / LABELS_FILE), _read_patients(source / PATIENTS_FILE)
+    return Archive(count, _items(source, selection, table, patients))
+
+
+def _read_patients(path: Path) -> Patients:
+    if not path.is_file():
+        return {}
+    return {
+        plain_id(row["subject_id"]): (
+            known_sex(row["gender"]),
+            float(row["anchor_year"]) - known_age(row["anchor_age"]) if row["anchor_year"].isdecimal() else math.nan,
+        )
+        for row in read_rows(path, NEEDED_OF_PATIENTS, "MIMIC-IV")
+    }
+
+
+def _items(source: Path, selection: Selection, table: LabelTable, patients: Patients) -> Iterator[Item]:
+    yield from table.remarks
+    present = set()
+    for row in selection.rows(source / RECORD_LIST, NEEDED, ARCHIVE):
+        study = plain_id(row["study_id"])
+        place = f"{RECORD_LIST}: study_id {study}"
+        if study in table.rows:
+            present.add(study)
+        try:
+            path = path_inside(source, row["path"].strip() + SUFFIX, RECORD_LIST)
+            if not path.is_file():
+                raise Unusable(Reason.MISSING_FILE, "the header that its row names is not there; copy the record")
+        except Unusable as unusable:
+            yield TurnedAway(place, unusable.reason, unusable.detail)
+            continue
+        label_row = _label_row(row, table.rows.get(study, LabelRow()), patients)
+        if math.isnan(label_row.recorded_at):
+            yield Remark(place, Noticed.UNREADABLE_TIME, f"ecg_time {row['ecg_time'][:40]!r}: the header's is used")
+        yield from read_record(path, study, place, label_row)
+    yield from rows_without_record(table, present, SUFFIX)
+
+
+def _label_row(row: Row, labels: LabelRow, patients: Patients) -> LabelRow:
+    """labels.csv goes before patients.csv; patient and time are the archive's own."""
+    subject = plain_id(row["subject_id"])
+    try:
+        recorded_at = unix_seconds(row["ecg_time"])
+    except ValueError:
+        recorded_at = math.nan
+    sex, born = patients.get(subject, (UNKNOWN, math.nan))
+    year = row["ecg_time"].strip()[:4]
+    # known_age refuses what leaves 0 to 120, as a study and a patient that do not belong together would.
+    age = known_age(str(float(year) - born)) if year.isdecimal() else math.nan
+    return replace(
+        labels,
+        patient_id=subject,
+        recorded_at=recorded_at,
+        age_years=age if math.isnan(labels.age_years) else labels.age_years,
+        sex=sex if labels.sex == UNKNOWN else labels.sex,
+    )

@@ -1,0 +1,103 @@
+"""One contract for every reader, on a format-faithful archive of each format (docs/add-a-reader.md)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.ingest import ingest
+from client.records import READERS, choose_format, open_archive
+from client.records.options import ReaderOptions
+from client.records.record import EcgRecord, Reason, Remark, TurnedAway
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import LEADS, arrange
+from tests.archive_fixtures import ARCHIVES, Whole
+
+every_format = pytest.mark.parametrize("format_name", list(READERS))
+
+
+def read(folder: Path, format_name: str) -> tuple[int, list[EcgRecord], list[TurnedAway]]:
+    archive = open_archive(folder, format_name, ARCHIVES[format_name].options)
+    items = list(archive.items)
+    records = [item for item in items if isinstance(item, EcgRecord)]
+    return archive.count, records, [item for item in items if isinstance(item, TurnedAway)]
+
+
+@every_format
+def test_a_whole_record_comes_through_as_it_is(tmp_path: Path, format_name: str) -> None:
+    whole = ARCHIVES[format_name].write(tmp_path)
+    _, (record,), _ = read(tmp_path, format_name)
+    assert (record.record_id, record.patient_id) == (whole.record_id, whole.patient_id)
+    assert record.sampling_rate_hz == whole.sampling_rate_hz
+    assert sorted(record.lead_names, key=LEADS.index) == list(LEADS)
+    assert record.signal_mv.dtype == np.float32
+    assert record.signal_mv.shape == whole.signal_mv.shape
+    difference_mv = np.abs(arrange(record.signal_mv, record.lead_names) - whole.signal_mv)
+    assert difference_mv.max() <= whole.lsb_mv / 2
+    np.testing.assert_equal((record.recorded_at, record.age_years), (whole.recorded_at, whole.age_years))
+    assert (record.sex, dict(record.labels)) == (whole.sex, dict(whole.labels))
+
+
+@every_format
+def test_every_record_is_accounted_for(tmp_path: Path, format_name: str) -> None:
+    ARCHIVES[format_name].write(tmp_path)
+    count, records, away = read(tmp_path, format_name)
+    assert count == len(records) + len(away) == 3
+    assert {item.reason for item in away} <= {Reason.TRUNCATED, Reason.UNREADABLE}
+    for item in away:
+        assert item.source
+        assert len(item.detail.splitlines()) == 1
+        assert "again" in item.detail  # the remedy
+
+
+@every_format
+def test_auto_finds_the_format_and_the_store_takes_it(tmp_path: Path, format_name: str) -> None:
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    ARCHIVES[format_name].write(source)
+    assert choose_format(source) == format_name
+    summary = ingest(source, site_dir, options=ARCHIVES[format_name].options)
+    assert (summary.format, summary.read, summary.stored) == (format_name, 3, 1)
+    again = ingest(source, site_dir, options=ARCHIVES[format_name].options)
+    assert (again.read, again.stored, again.already_stored) == (3, 0, 1)
+
+
+@every_format
+def test_an_option_without_use_is_refused(tmp_path: Path, format_name: str) -> None:
+    ARCHIVES[format_name].write(tmp_path)
+    for option, options in {
+        "--where": ReaderOptions(where=("a=b",)),
+        "--unit": ReaderOptions(unit="mV"),
+        "--leads": ReaderOptions(leads=("I",)),
+    }.items():
+        if option not in READERS[format_name].takes:
+            with pytest.raises(HemoFedError, match=f"{option}: .*leave it out"):
+                open_archive(tmp_path, format_name, options)
+
+
+def test_the_subject_id_of_mimic_stays_out_of_the_index(tmp_path: Path) -> None:
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    whole: Whole = ARCHIVES["mimic-iv-ecg"].write(source)
+    assert ingest(source, site_dir).turned_away == {"truncated": 1, "unreadable": 1}
+    for path in site_dir.iterdir():
+        assert path.is_dir() or whole.patient_id.encode() not in path.read_bytes()
+    assert whole.record_id.encode() in (site_dir / "index.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize(("one", "other"), [("wfdb", "matlab"), ("cinc", "matlab"), ("ptbxl", "mimic-iv-ecg")])
+def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path, one: str, other: str) -> None:
+    for format_name in (one, other):
+        ARCHIVES[format_name].write(tmp_path)
+    with pytest.raises(HemoFedError, match="--format") as caught:
+        choose_format(tmp_path)
+    assert caught.value.exit_code == ExitCode.FORMAT_UNDECLARED
+    assert f"--format {one}" in caught.value.message
+    assert f"--format {other}" in caught.value.message
+    assert choose_format(tmp_path, one) == one
+
+
+def test_remarks_are_no_records(tmp_path: Path) -> None:
+    ARCHIVES["cinc"].write(tmp_path)
+    items = list(open_archive(tmp_path, "cinc", ReaderOptions()).items)
+    assert [item.noticed for item in items if isinstance(item, Remark)] == ["patient_from_record_name"]
