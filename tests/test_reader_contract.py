@@ -1,19 +1,44 @@
 """One contract for every reader, on a format-faithful archive of each format (docs/add-a-reader.md)."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from client.ingest import ingest
-from client.records import READERS, choose_format, open_archive
+from client.records import READERS, Reader, choose_format, open_archive
 from client.records.options import ReaderOptions
 from client.records.record import EcgRecord, Reason, Remark, TurnedAway
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, arrange
-from tests.archive_fixtures import ARCHIVES, Whole
+from tests.archive_fixtures import ARCHIVES, ArchiveFixture, Whole, cut_short, spoil
+from tests.wfdb_fixtures import ecg_steps
 
-every_format = pytest.mark.parametrize("format_name", list(READERS))
+GUIDE = Path(__file__).parents[1] / "docs" / "add-a-reader.md"
+every_format = pytest.mark.parametrize("format_name", [*READERS, "cart"])
+
+
+def write_cart(folder: Path) -> Whole:
+    """The imaginary archive of docs/add-a-reader.md."""
+    for number in range(3):
+        rows = [",".join(map(str, sample)) for sample in ecg_steps(seed=number).T]
+        first = ["rate_hz=500;unit=uV;samples=5000;patient=P1", ",".join(LEADS)]
+        (folder / f"r{number}.cart").write_text("\n".join([*first, *rows]))
+    cut_short(folder / "r1.cart")
+    spoil(folder / "r2.cart")
+    return Whole("r0", "P1", ecg_steps() / 1000, 1e-6)
+
+
+@pytest.fixture(autouse=True)
+def the_guide_is_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the guide, registered as the guide says."""
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    guide: dict[str, Any] = {}
+    exec(compile(code, str(GUIDE), "exec"), guide)
+    monkeypatch.setitem(READERS, "cart", Reader(guide["recognises"], guide["open_archive"]))
+    monkeypatch.setitem(ARCHIVES, "cart", ArchiveFixture(write_cart))
 
 
 def read(folder: Path, format_name: str) -> tuple[int, list[EcgRecord], list[TurnedAway]]:
