@@ -198,9 +198,10 @@ def test_parts_of_code15_in_their_order_and_damaged_ones_reported(tmp_path: Path
     padded[0, :4000] = ecg_steps(rate_hz=400).T
     for part in (10, 2):
         write_code15_part(tmp_path, part, padded, first_exam=part)
-    write_code15_part(tmp_path, 3, np.zeros((1, 4096, 8), np.float32))
+    write_code15_part(tmp_path, 3, np.zeros((4, 4096, 8), np.float32))
     write_table(tmp_path / "exams.csv", [{"exam_id": 2, "age": 40, "is_male": False, "patient_id": 5}])
     items = items_of(tmp_path, "code15")
+    assert open_archive(tmp_path, "code15", ReaderOptions()).count == 3
     assert [item.record_id for item in items if isinstance(item, EcgRecord)] == ["2", "10"]
     assert [item.source for item in items if isinstance(item, TurnedAway)] == ["exams_part3.hdf5"]
 

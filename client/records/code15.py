@@ -6,6 +6,7 @@ mV is what the archive's users take it for, and `--unit` says otherwise.
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shared_model.leads import LEADS, millivolt_per_unit
 
 ARCHIVE, EXAMS_FILE, PARTS = "CODE-15%", "exams.csv", "exams_part*.hdf5"
 NEEDED = ("exam_id", "age", "is_male", "patient_id")
-SAMPLING_RATE_HZ, UNIT = 400.0, "mV"
+SAMPLING_RATE_HZ, SAMPLES, UNIT = 400.0, 4096, "mV"
 TAKES = frozenset({"--unit"})
 LABEL_COLUMNS = {
     "1dAVb": "first_degree_av_block",
@@ -80,27 +81,38 @@ def _read_exams(path: Path) -> dict[str, LabelRow]:
     return exams
 
 
+@contextmanager
+def _open_part(part: Path) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Exam ids and the tracings, still on the disk. Raises Unusable if the file is not a part of the archive."""
+    try:
+        file = _h5py().File(part, "r")
+        exam_ids, tracings = file["exam_id"][:], file["tracings"]
+        if exam_ids.ndim != 1 or tracings.shape[1:] != (SAMPLES, len(LEADS)):
+            raise ValueError(f"exam_id {exam_ids.shape}, tracings {tracings.shape}")
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"not a whole part of CODE-15% ({_one_line(error)}); copy it again"
+        raise Unusable(Reason.UNREADABLE, detail) from None
+    with file:
+        yield exam_ids, tracings
+
+
 def _count(part: Path) -> int:
     try:
-        with _h5py().File(part, "r") as file:
-            return len(file["exam_id"])
-    except (OSError, KeyError, TypeError):
+        with _open_part(part) as (exam_ids, _):
+            return len(exam_ids)
+    except Unusable:
         return 1
 
 
 def _items(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> Iterator[Item]:
     for part in parts:
         try:
-            with _h5py().File(part, "r") as file:
-                exam_ids, tracings = file["exam_id"][:], file["tracings"]
-                if tracings.shape[1:] != (4096, len(LEADS)):
-                    raise ValueError(f"tracings is {tracings.shape}, not (exam, 4096, 12)")
+            with _open_part(part) as (exam_ids, tracings):
                 for place, exam_id in enumerate(exam_ids):
                     exam = plain_id(str(exam_id))
                     yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", exams.get(exam), unit)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            said = " ".join(str(error).split())[:100]
-            yield TurnedAway(part.name, Reason.UNREADABLE, f"not a whole part of CODE-15% ({said}); copy it again")
+        except Unusable as unusable:
+            yield TurnedAway(part.name, unusable.reason, unusable.detail)
 
 
 def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow | None, unit: str) -> Iterator[Item]:
@@ -133,8 +145,8 @@ def _signal(tracings: Any, place: int) -> NDArray[np.float32]:
         raise Unusable(Reason.TRUNCATED, detail)
     try:
         tracing: NDArray[np.float32] = np.asarray(tracings[place], np.float32).T
-    except (OSError, ValueError) as error:
-        detail = f"its block is damaged ({' '.join(str(error).split())[:80]}); copy the part again"
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        detail = f"its block is damaged ({_one_line(error)}); copy the part again"
         raise Unusable(Reason.UNREADABLE, detail) from None
     recorded = np.flatnonzero(tracing.any(axis=0))
     if not recorded.size:
@@ -142,3 +154,7 @@ def _signal(tracings: Any, place: int) -> NDArray[np.float32]:
     signal = tracing[:, recorded[0] : recorded[-1] + 1].copy()
     signal[~np.isfinite(signal)] = np.nan
     return signal
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
