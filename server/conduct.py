@@ -60,13 +60,13 @@ def conduct(
     """Run a study and write its folder. A study that is finished already is not run again.
 
     Raises:
-        HemoFedError: as `run_study`, or the folder holds the results of another study.
+        HemoFedError: as `run_study`, or the folder holds the results of another study or release.
     """
     if resume and (out / RESULTS_FILE).exists():
         finished = load_results(out)
-        if finished.study_digest != study.digest:
+        if (finished.study_digest, finished.release_sha256) != (study.digest, release_sha256()):
             raise HemoFedError(
-                f"{out}: holds the results of another study; give its study.toml, or another --out",
+                f"{out}: holds the results of another study or release; give its study.toml, or another --out",
                 ExitCode.BAD_CHECKPOINT,
             )
         return finished
@@ -133,7 +133,7 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
             weights_sha256=weights_sha256,
         ),
         privacy=privacy_of(study, outcome),
-        sites=tuple(site_summary(*item) for item in sorted(outcome.sites.items())),
+        sites=tuple(site_summary(name, site, name in outcome.test) for name, site in sorted(outcome.sites.items())),
         oracle_auroc=None,
         oracle=Oracle(reason="known for simulated hospitals only"),
         threshold=Threshold(
@@ -150,7 +150,7 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
     )
 
 
-def site_summary(name: str, site: SiteDescription) -> SiteSummary:
+def site_summary(name: str, site: SiteDescription, judged: bool) -> SiteSummary:
     """One hospital's own description, rounded once more in case its site.toml rounds less."""
     return SiteSummary(
         name=name,
@@ -162,6 +162,7 @@ def site_summary(name: str, site: SiteDescription) -> SiteSummary:
         test_patients=round_count(site.test_patients),
         labelled_train_patients=round_count(site.labelled_train_patients),
         reason="a site's prevalence is not asked for",
+        note="" if judged else "not in the test figures: it gave no counts of its test patients",
     )
 
 

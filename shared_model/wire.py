@@ -72,7 +72,7 @@ class TrainingReport(Body):
 class Reply(Body):
     """What a site answers. A failed site says a code and a reference number, never a text of its own."""
 
-    site: str = Field(min_length=1, max_length=80)
+    site: str = Field(min_length=1, max_length=80, pattern=r"^[\w .\-]+$")
     status: Literal["done", "failed"] = "done"
     code: int = 0
     reference: str = Field(default="", max_length=16, pattern=r"^[0-9a-f]*$")
@@ -97,6 +97,8 @@ class SiteFailure:
     code: int
     reason: str
     reference: str = ""
+    says: str = ""
+    """What the site calls itself, where it said so."""
 
 
 Answer = SiteReply | SiteFailure

@@ -6,9 +6,8 @@ pools them all. Only who holds the other patients differs.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from shared_model.statistics import auroc
 from shared_model.study import Study
 from shared_model.wire import Instruction
 from simulation.grid import run_in_process
+from simulation.workers import worker_pool
 
 POOLED = "pooled"
 EVERY_SITE = "mean over sites, each on its own test patients, one index ECG a patient"
@@ -99,7 +99,7 @@ def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[A
         }
     )
     single = study.model_copy(update={"federation": alone})
-    with ProcessPoolExecutor(min(workers, len(arms)), mp_context=get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(arms))) as pool:
         running = {pool.submit(run_arm, single, arm): arm for arm in arms}
         for done in as_completed(running):
             done.result()

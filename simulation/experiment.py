@@ -72,6 +72,9 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     with watched(study, out, sites, console):
         engine(study, list(sites.values()), out, resume=experiment.resume, workers=experiment.workers)
     results = load_results(out)
+    # A hospital that was left out stays out of every arm: the comparison is on the same data, or it is none.
+    sites = {site.name: sites[site.name] for site in results.sites}
+    truths = {name: path for name, path in truths.items() if name in sites}
     if experiment.baselines:
         train_baselines(study, sites, out, experiment.workers, console)
     scored = score_all(study, sites, out, truths)

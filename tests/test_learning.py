@@ -1,6 +1,5 @@
 """Does it learn? Bounds were set in advance from a prototype's figures, below the worst that it had seen."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -334,7 +334,9 @@ def test_counts_that_cannot_be_true_are_left_out(tmp_path: Path) -> None:
         assert isinstance(answer, SiteReply)
         if site != "alpha":
             return answer
-        return SiteReply(site, answer.reply, {**answer.arrays, "all|cells": np.negative(answer.arrays["all|cells"], dtype=np.int64)})
+        return SiteReply(
+            site, answer.reply, {**answer.arrays, "all|cells": np.negative(answer.arrays["all|cells"], dtype=np.int64)}
+        )
 
     outcome = go(tmp_path, sites=MadeUpSites(evaluate=lying))
     assert set(outcome.test) == {"beta", "gamma"}
