@@ -24,7 +24,9 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import progress_bar, run_cli
 
 NAME = "hemofed-client"
-app = typer.Typer(name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()

@@ -134,11 +134,12 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
         ),
         privacy=privacy_of(study, outcome),
         sites=tuple(site_summary(name, site, name in outcome.test) for name, site in sorted(outcome.sites.items())),
+        left_out=dict(outcome.left_out),
         oracle_auroc=None,
         oracle=Oracle(reason="known for simulated hospitals only"),
         threshold=Threshold(
             probability=threshold.probability,
-            rule="largest sensitivity + specificity (Youden)",
+            rule=rule_of(study),
             reason=threshold.reason,
         ),
         targets=(name,),
@@ -148,6 +149,13 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
         fairness=summary.fairness(study, test),
         baselines=no_baselines(name),
     )
+
+
+def rule_of(study: Study) -> str:
+    """How the threshold came about, as a phrase."""
+    if study.target.kind == "classification":
+        return "largest sensitivity + specificity (Youden)"
+    return f"predicted value at or above {study.target.threshold:g}, shown as 0.5 on the score scale"
 
 
 def site_summary(name: str, site: SiteDescription, judged: bool) -> SiteSummary:

@@ -59,9 +59,8 @@ class SiteDescription(Body):
 
 
 class TrainingReport(Body):
-    """How a round of local training went: means over the round's steps, no count of patients."""
+    """How a round of local training went: means over the round's steps. Their number is not said: it is a count."""
 
-    steps: int = Field(ge=0)
     loss: float
     violating_share: float | None = None
     mean_cosine: float | None = None

@@ -101,8 +101,10 @@ def train_baselines(study: Study, sites: Mapping[str, Path], out: Path, workers:
     arms = baseline_arms(study, sites, out)
     with bars(console) as progress:
         task = progress.add_task("baselines: local-only and pooled", total=len(arms))
-        for _ in run_baselines(study, arms, workers):
+        for arm, fault in run_baselines(study, arms, workers):
             progress.advance(task)
+            if fault:
+                console.print(f"baseline {arm.name} is missing: {fault}", style="yellow", markup=False)
 
 
 def oracle_of(study: Study, plan: Simulation, scored: Scored) -> Oracle:

@@ -26,7 +26,7 @@ ARRAYS = st.dictionaries(
 )
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 10**9)
-REPORTS = st.builds(TrainingReport, steps=COUNT, loss=FINITE, hub_share=st.none() | FINITE)
+REPORTS = st.builds(TrainingReport, loss=FINITE, hub_share=st.none() | FINITE)
 REPLIES = st.builds(
     Reply,
     site=st.text("aZ09é _.-", min_size=1, max_size=80),
