@@ -3,7 +3,6 @@
 Kept per round, so that resuming round r starts from the state of round r - 1 and nothing newer.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,8 +47,3 @@ def save(
         for number, old in _round_files(folder):
             if number <= round_number - ROUNDS_KEPT:
                 old.unlink()
-
-
-def forget(site_dir: Path, run_id: str) -> None:
-    """Remove all that a run left at this site."""
-    shutil.rmtree(site_dir / "state" / run_id, ignore_errors=True)

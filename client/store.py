@@ -105,9 +105,7 @@ class Store:
             steps[place] = self._folders[folder].signals[row]
         return steps
 
-    def derived(
-        self, name: str, width: int, compute: Compute, progress: Progress | None = None, version: int = 1
-    ) -> NDArray[np.float32]:
+    def derived(self, name: str, width: int, compute: Compute, progress: Progress | None = None) -> NDArray[np.float32]:
         """`compute` of every row, (n_records, width) float32, made at first use and then memory-mapped.
 
         Cached in `site_dir/derived/`, named by name, version, width and the store's content, so that a store
@@ -116,7 +114,7 @@ class Store:
         """
         total, tables = int(self._starts[-1]), []
         for folder, start in zip(self._folders, self._starts.tolist(), strict=False):
-            path = folder.site_dir / "derived" / f"{name}-v{version}-{width}-{folder.content_digest}.npy"
+            path = folder.site_dir / "derived" / f"{name}-{width}-{folder.content_digest}.npy"
             if not path.exists():
                 _write_derived(path, folder.signals, width, compute, start, total, progress)
             tables.append(np.load(path, mmap_mode="r"))

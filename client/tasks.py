@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from client import local_state
 from client.evaluation import Scores, count, pressure_score, release
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
-from client.training import PREDICT_BATCH, LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
+from client.training import PREDICT_BATCH, Describe, LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
 from shared_model.disclosure import round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
@@ -22,7 +23,7 @@ from shared_model.objectives.losses import collapse_warning
 from shared_model.objectives.relations import Relation
 from shared_model.release import release_sha256
 from shared_model.study import Study, derive_seed
-from shared_model.subgroups import attributes_of, restrict_levels
+from shared_model.subgroups import ALL, attributes_of, restrict_levels
 from shared_model.wire import Arrays, Instruction, Reply, SiteDescription, TrainingReport
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -79,7 +80,7 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     )
     model.to(device)
     if task == "pretrain":
-        outcome = pretrain(study, model, store, work, device, descriptors(store, study.objective.relation, site_dir))
+        outcome = pretrain(study, model, store, work, device, describer(store, study.objective.relation, site_dir))
     else:
         outcome = finetune(study, model, store, work, device)
     keep_local(instruction, site_dir, model, names, outcome)
@@ -100,15 +101,18 @@ def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_su
     chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
     batch = settings.physical_batch or PREDICT_BATCH
     scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
-    replicates = study.evaluation.bootstrap_replicates if instruction.split == "test" else 0
-    counts = count(scored_records(study, index, chosen, scores), study.evaluation.partitions, replicates, study.seed)
+    # The centre looks at validation every round: it gets the whole cohort's counts and nothing finer.
+    judged = instruction.split == "test"
+    replicates = study.evaluation.bootstrap_replicates if judged else 0
+    partitions = study.evaluation.partitions if judged else ()
+    counts = count(scored_records(study, index, chosen, scores), partitions, replicates, study.seed)
     return Reply(site=settings.name), release(
         counts,
         settings.disclosure,
         settings.minimum_cell,
         secure_sum_available=secure_sum,
         threshold_edge=instruction.threshold_edge,
-        groups=study.evaluation.groups,
+        groups=study.evaluation.groups if judged else (ALL,),
     )
 
 
@@ -234,28 +238,37 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def descriptors(store: Store, relation: Relation, site_dir: Path) -> NDArray[np.float32]:
-    """(records, width) what the relation compares: from the site's cache where describing is slow."""
+def describer(store: Store, relation: Relation, site_dir: Path) -> Describe:
+    """How a batch is described for mining: from the site's cache where that is slow, else on the device."""
+    if not relation.cached:
+        return lambda rows, signals, present: relation.describe(signals, present)
 
     def compute(steps: NDArray[np.int16]) -> NDArray[np.float32]:
         signal, present = to_millivolt(steps)
         return relation.describe(torch.from_numpy(signal), torch.from_numpy(present)).numpy()
 
     progress = progress_file(site_dir, f"describing ECGs ({relation.name})")
-    return store.derived(relation.cache_name, relation.width, compute, progress)
+    table = store.derived(relation.cache_name, relation.width, compute, progress)
+    return lambda rows, signals, present: torch.from_numpy(table[rows]).to(signals.device)
 
 
 def report_of(outcome: Outcome, late: bool) -> TrainingReport:
     """What the centre is told of a round: means over steps. Collapse is judged late: every run starts collapsed."""
     health = outcome.diagnostics
     return TrainingReport(
-        steps=outcome.steps,
         loss=outcome.loss,
         violating_share=health.get("violating_share"),
         mean_cosine=health.get("mean_cosine"),
         hub_share=health.get("hub_share"),
-        warning=collapse_warning(health) if health and late else None,
+        warning=warning_of(health, late) if health else None,
     )
+
+
+def warning_of(health: Mapping[str, float], late: bool) -> str | None:
+    """What the centre should be told of a round of pretraining, or None."""
+    if health["skipped_batches"]:
+        return "batches of fewer than three ECGs that can be compared taught nothing; raise batch_size or add records"
+    return collapse_warning(health) if late else None
 
 
 def progress_file(site_dir: Path, doing: str) -> Progress:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from client.store import Store
 from shared_model.encoder import decay_groups
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.heads import standardised
+from shared_model.heads import in_target_units, standardised
 from shared_model.leads import MISSING
 from shared_model.objectives.catalogue import pretraining_step
 from shared_model.objectives.losses import Diagnostics, summarise
@@ -25,6 +25,7 @@ from shared_model.study import Phase, Study
 Rows = NDArray[np.int64]
 StepLoss = Callable[[Rows], tuple[Tensor, Diagnostics | None]]
 Progress = Callable[[int, int], None]
+Describe = Callable[[Rows, Tensor, Tensor], Tensor]
 
 PREDICT_BATCH = 256
 
@@ -136,12 +137,12 @@ def pretrain(
     store: Store,
     work: LocalWork,
     device: torch.device,
-    descriptors: NDArray[np.float32],
+    describe: Describe,
 ) -> Outcome:
     """Self-supervised local training of the encoder with the study's objective.
 
     Args:
-        descriptors: (records, width) what the relation compares, one row a stored record.
+        describe: (rows, signals, present) of a batch -> (batch, width) what the relation compares.
     """
     encoder = model["encoder"]
     embed = partial(encode, encoder, physical_batch=work.physical_batch)
@@ -149,8 +150,8 @@ def pretrain(
     record = store.index.record
 
     def step_loss(rows: Rows) -> tuple[Tensor, Diagnostics]:
-        signals, _ = read_signals(store, rows, device)
-        described = torch.from_numpy(descriptors[rows]).to(device)
+        signals, present = read_signals(store, rows, device)
+        described = describe(rows, signals, present)
         codes = torch.from_numpy(record[rows]).to(device)
         same_record = codes[:, None] == codes[None, :]
         with autocast(device, work.precision):
@@ -189,14 +190,15 @@ def predict(
     """Scores of the rows, dropout off: P(value > threshold), or mmHg where the target is regression."""
     model.eval()
     scores = np.empty(len(rows), dtype=np.float64)
+    regression = study.target.kind == "regression"
     with torch.inference_mode(), autocast(device, study.federation.precision):
         for start in range(0, len(rows), batch):
             signals, _ = read_signals(store, rows[start : start + batch], device)
-            output = model["head"](model["encoder"](signals))
-            scores[start : start + batch] = output.double().cpu().numpy()
-    if study.target.kind == "regression":
-        return scores * study.target.scale + study.target.centre
-    return np.asarray(expit(scores))
+            output = model["head"](model["encoder"](signals)).double()
+            if regression:
+                output = in_target_units(output, study.target.centre, study.target.scale)
+            scores[start : start + batch] = output.cpu().numpy()
+    return scores if regression else np.asarray(expit(scores))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

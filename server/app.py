@@ -85,7 +85,10 @@ def enrol(
     described: dict[str, SiteDescription | SiteFailure] = {}
     by_number = {f"node {number}": number for number in node_ids}
     for answer in asker(grid, by_number, study.federation)(instruction, {}, sorted(by_number)):
-        name = answer.site if isinstance(answer, SiteFailure) else answer.reply.site
+        if isinstance(answer, SiteFailure):
+            name = f"{answer.site} ({answer.says})" if answer.says else answer.site
+        else:
+            name = answer.reply.site
         if name in described:
             raise HemoFedError(
                 f"two nodes call themselves {name!r}; give each its own name in site.toml", ExitCode.BAD_SITE
@@ -151,5 +154,5 @@ def read_answer(site: str, message: Message | None) -> Answer:
     if reply.status == "failed":
         known = {int(code): code.name.lower().replace("_", " ") for code in ExitCode}
         reason = f"{known.get(reply.code, 'unknown code')}; its own log says more under {reply.reference}"
-        return SiteFailure(site, reply.code, reason, reply.reference)
+        return SiteFailure(site, reply.code, reason, reply.reference, reply.site)
     return SiteReply(site, reply, arrays)

@@ -60,13 +60,13 @@ def conduct(
     """Run a study and write its folder. A study that is finished already is not run again.
 
     Raises:
-        HemoFedError: as `run_study`, or the folder holds the results of another study.
+        HemoFedError: as `run_study`, or the folder holds the results of another study or release.
     """
     if resume and (out / RESULTS_FILE).exists():
         finished = load_results(out)
-        if finished.study_digest != study.digest:
+        if (finished.study_digest, finished.release_sha256) != (study.digest, release_sha256()):
             raise HemoFedError(
-                f"{out}: holds the results of another study; give its study.toml, or another --out",
+                f"{out}: holds the results of another study or release; give its study.toml, or another --out",
                 ExitCode.BAD_CHECKPOINT,
             )
         return finished
@@ -133,12 +133,13 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
             weights_sha256=weights_sha256,
         ),
         privacy=privacy_of(study, outcome),
-        sites=tuple(site_summary(*item) for item in sorted(outcome.sites.items())),
+        sites=tuple(site_summary(name, site, name in outcome.test) for name, site in sorted(outcome.sites.items())),
+        left_out=dict(outcome.left_out),
         oracle_auroc=None,
         oracle=Oracle(reason="known for simulated hospitals only"),
         threshold=Threshold(
             probability=threshold.probability,
-            rule="largest sensitivity + specificity (Youden)",
+            rule=rule_of(study),
             reason=threshold.reason,
         ),
         targets=(name,),
@@ -150,7 +151,14 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
     )
 
 
-def site_summary(name: str, site: SiteDescription) -> SiteSummary:
+def rule_of(study: Study) -> str:
+    """How the threshold came about, as a phrase."""
+    if study.target.kind == "classification":
+        return "largest sensitivity + specificity (Youden)"
+    return f"predicted value at or above {study.target.threshold:g}, shown as 0.5 on the score scale"
+
+
+def site_summary(name: str, site: SiteDescription, judged: bool) -> SiteSummary:
     """One hospital's own description, rounded once more in case its site.toml rounds less."""
     return SiteSummary(
         name=name,
@@ -162,6 +170,7 @@ def site_summary(name: str, site: SiteDescription) -> SiteSummary:
         test_patients=round_count(site.test_patients),
         labelled_train_patients=round_count(site.labelled_train_patients),
         reason="a site's prevalence is not asked for",
+        note="" if judged else "not in the test figures: it gave no counts of its test patients",
     )
 
 

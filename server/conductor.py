@@ -35,11 +35,12 @@ class Conductor:
     watcher: Watcher
     run_id: str
     sites: dict[str, SiteDescription] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def require_sites(conductor: Conductor, answered: int, what: str) -> None:
-    """Stop where fewer sites answered than the study's minimum: a mean of nobody is no result."""
-    needed = conductor.study.federation.minimum_sites
+def require_sites(conductor: Conductor, answered: int, what: str, needed: int | None = None) -> None:
+    """Stop where fewer sites answered than are needed (the study's minimum): a mean of nobody is no result."""
+    needed = max(1, conductor.study.federation.minimum_sites if needed is None else needed)
     if answered < needed:
         raise HemoFedError(
             f"{answered} of the {needed} sites the study needs {what}; mend the sites named above, then "

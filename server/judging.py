@@ -10,6 +10,7 @@ from server.checkpoint import Checkpoint
 from server.conductor import Conductor, instruct, require_sites, travelling
 from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, empty_histogram
+from shared_model.score_grid import edge_probability, snap_threshold
 from shared_model.statistics import Threshold, auroc, choose_threshold
 from shared_model.study import Study
 from shared_model.subgroups import ALL
@@ -23,6 +24,7 @@ class StudyOutcome:
 
     run_id: str
     sites: Mapping[str, SiteDescription]
+    left_out: Mapping[str, str]
     weights: Weights
     model_round: int
     threshold: Threshold
@@ -35,10 +37,18 @@ def judge(conductor: Conductor, state: Checkpoint) -> StudyOutcome:
     number = state.position.best_round if best else conductor.study.finetune.rounds
     weights = state.best_weights if best else state.weights
     conductor.watcher.on_round_start("evaluate", 1, 1)
-    threshold = choose_threshold(everyone(gather(conductor, weights, number, "validation")))
+    threshold = choose(conductor.study, everyone(gather(conductor, weights, number, "validation")))
     test = gather(conductor, weights, number, "test", threshold.edge)
     require_sites(conductor, len(test), "gave counts of their test patients")
-    return StudyOutcome(conductor.run_id, conductor.sites, weights, number, threshold, test)
+    return StudyOutcome(conductor.run_id, conductor.sites, conductor.left_out, weights, number, threshold, test)
+
+
+def choose(study: Study, validation: ScoreHistogram) -> Threshold:
+    """The threshold of a probability by Youden's index; of a regression the study's own, in the middle of the grid."""
+    if study.target.kind == "classification":
+        return choose_threshold(validation)
+    edge = snap_threshold(0.5)
+    return Threshold(edge, edge_probability(edge))
 
 
 def gather(

@@ -81,11 +81,13 @@ def accept_sites(conductor: Conductor, described: Mapping[str, SiteDescription |
     """Leave out the sites that failed or run another release; stop where too few are left."""
     for name, site in sorted(described.items()):
         if isinstance(site, SiteFailure):
-            conductor.watcher.on_notice(f"{name}: left out: {site.reason}")
+            conductor.left_out[name] = site.reason
         elif site.release_sha256 != release_sha256():
-            conductor.watcher.on_notice(f"{name}: left out: it runs another release of hemofed")
+            conductor.left_out[name] = "it runs another release of hemofed"
         else:
             conductor.sites[name] = site
+    for name, reason in conductor.left_out.items():
+        conductor.watcher.on_notice(f"{name}: left out: {reason}")
     require_sites(conductor, len(conductor.sites), "can take part")
     conductor.watcher.on_sites(conductor.sites)
 
@@ -102,6 +104,8 @@ def fix_site_weights(conductor: Conductor, state: Checkpoint) -> Checkpoint:
         ):
             equal = conductor.study.federation.site_weights == "equal"
             weights[f"{phase}/{site}"] = float(min(count, 1) if equal else count)
+            if count == 0:
+                conductor.watcher.on_notice(f"{site}: not in {phase}: it has no training patients for it")
     if not any(weight for key, weight in weights.items() if key.startswith("finetune/")):
         raise HemoFedError(
             f"no site has training patients with {conductor.study.target.column}; ingest labels, or name "
@@ -134,7 +138,8 @@ def run_round(
     sent = travelling(study, name, state.weights)
     instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
     mean, reports, failed = RunningMean(), {}, []
-    for answer in conductor.ask(instruction, sent, participants(conductor, state, name)):
+    asked = participants(conductor, state, name)
+    for answer in conductor.ask(instruction, sent, asked):
         fault = unusable(answer, sent)
         if isinstance(answer, SiteReply) and answer.reply.training is not None and fault is None:
             weight = state.position.site_weights[f"{name}/{answer.site}"]
@@ -143,7 +148,9 @@ def run_round(
         else:
             failed.append(answer.site)
             conductor.watcher.on_notice(f"{answer.site}: not in round {number} of {name}: {fault}")
-    require_sites(conductor, len(reports), f"finished round {number} of {name}")
+    # A site without labels cannot fine-tune, and the study is not short of it.
+    needed = min(study.federation.minimum_sites, len(asked))
+    require_sites(conductor, len(reports), f"finished round {number} of {name}", needed)
     new, moments = UPDATE_RULES[study.federation.rule](sent, mean.mean(), state.moments, number, study.federation)
     state = Checkpoint(state.position, {**state.weights, **new}, moments, state.best_weights)
     state = state.at(phase=name, round_number=number)
@@ -162,6 +169,8 @@ def run_round(
         violating_share=means["violating_share"],
         mean_cosine=means["mean_cosine"],
         hub_share=means["hub_share"],
+        warning="; ".join(f"{site}: {report.warning}" for site, (_, report) in reports.items() if report.warning)
+        or None,
     )
     for site, (_, report) in reports.items():
         if report.warning:

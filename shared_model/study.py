@@ -142,6 +142,11 @@ class Study(Settings):
     def _consistent(self) -> "Study":
         if self.federation.rule == "fedbn" and self.encoder.norm != "batch":
             raise ValueError('federation.rule = "fedbn" keeps batch norm at the site: set encoder.norm = "batch"')
+        if self.federation.rule == "fedadam" and self.encoder.norm == "batch":
+            raise ValueError(
+                'federation.rule = "fedadam" would take Adam steps on the running statistics of batch norm: '
+                'set encoder.norm = "group"'
+            )
         if self.finetune.rounds == 0:
             raise ValueError("finetune.rounds = 0 leaves nothing to evaluate: set it to 1 or more")
         return self

@@ -59,9 +59,8 @@ class SiteDescription(Body):
 
 
 class TrainingReport(Body):
-    """How a round of local training went: means over the round's steps, no count of patients."""
+    """How a round of local training went: means over the round's steps. Their number is not said: it is a count."""
 
-    steps: int = Field(ge=0)
     loss: float
     violating_share: float | None = None
     mean_cosine: float | None = None
@@ -72,7 +71,7 @@ class TrainingReport(Body):
 class Reply(Body):
     """What a site answers. A failed site says a code and a reference number, never a text of its own."""
 
-    site: str = Field(min_length=1, max_length=80)
+    site: str = Field(min_length=1, max_length=80, pattern=r"^[\w .\-]+$")
     status: Literal["done", "failed"] = "done"
     code: int = 0
     reference: str = Field(default="", max_length=16, pattern=r"^[0-9a-f]*$")
@@ -97,6 +96,8 @@ class SiteFailure:
     code: int
     reason: str
     reference: str = ""
+    says: str = ""
+    """What the site calls itself, where it said so."""
 
 
 Answer = SiteReply | SiteFailure

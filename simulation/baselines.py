@@ -6,9 +6,9 @@ pools them all. Only who holds the other patients differs.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,13 @@ from shared_model.bootstrap import (
     mean_site_difference,
 )
 from shared_model.disclosure import round_count
+from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, histogram_of
 from shared_model.statistics import auroc
 from shared_model.study import Study
 from shared_model.wire import Instruction
 from simulation.grid import run_in_process
+from simulation.workers import worker_pool
 
 POOLED = "pooled"
 EVERY_SITE = "mean over sites, each on its own test patients, one index ECG a patient"
@@ -85,12 +87,8 @@ def pooled_folder(site_dirs: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
-def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[Arm]:
-    """Run the arms that are not finished, `workers` at a time; yields each when it is done.
-
-    Raises:
-        HemoFedError: an arm failed; the others' folders stay and are not run again.
-    """
+def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[tuple[Arm, str | None]]:
+    """Run the arms that are not finished, `workers` at a time; yields each when it is done, or why it failed."""
     # With one site the server's rule has nothing to combine: the mean of one is the site's own weights.
     alone = study.federation.model_copy(
         update={
@@ -99,11 +97,16 @@ def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[A
         }
     )
     single = study.model_copy(update={"federation": alone})
-    with ProcessPoolExecutor(min(workers, len(arms)), mp_context=get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(arms))) as pool:
         running = {pool.submit(run_arm, single, arm): arm for arm in arms}
         for done in as_completed(running):
-            done.result()
-            yield running[done]
+            try:
+                done.result()
+                yield running[done], None
+            except HemoFedError as error:
+                yield running[done], error.message
+            except BrokenProcessPool:
+                yield running[done], "its process died, out of memory most often; run again with fewer --workers"
 
 
 def run_arm(study: Study, arm: Arm) -> None:
@@ -259,7 +262,9 @@ def everyone_auroc(scored: Mapping[str, SiteScores]) -> Estimate:
     if not scored:
         return nothing("not run, or no site lets fine counts out")
     histograms = [scores.histogram for scores in scored.values()]
-    return estimate(auroc(sum(histograms[1:], histograms[0])), "DeLong on one index ECG a patient")
+    return estimate(
+        auroc(sum(histograms[1:], histograms[0])), f"DeLong, one index ECG a patient of {len(scored)} sites"
+    )
 
 
 def paired(first: Mapping[str, SiteScores], second: Mapping[str, SiteScores], minimum_cell: int) -> Estimate:

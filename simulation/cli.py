@@ -50,6 +50,12 @@ def run(
             f"{out}: holds results already; add --resume to complete them, or give another --out",
             ExitCode.USAGE,
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HemoFedError(
+            f"--out {out}: {error.strerror}; give a folder that can be written", ExitCode.USAGE
+        ) from None
     console = Console(stderr=True, quiet=quiet)
     experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume)
     results = run_experiment(experiment, own_sites(site or []), console)

@@ -4,9 +4,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.release import release_sha256
 from simulation.hospitals import HospitalSpec, write_hospital
 from simulation.plan import Simulation
+from simulation.workers import worker_pool
 
 MADE_FILE = "made.json"
 TRUTH_FILE = "truth.npz"
@@ -52,7 +52,7 @@ def make_hospitals(plan: Simulation, folder: Path, workers: int, threshold_mmhg:
     wanted = hospitals_of(plan, folder)
     # The largest first, so that the last worker does not begin the longest piece when the others are done.
     order = sorted(wanted, key=lambda hospital: -hospital.spec.patients)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         running = {
             pool.submit(make_hospital, hospital, plan.seed, plan.split, threshold_mmhg): hospital for hospital in order
         }

@@ -72,6 +72,9 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     with watched(study, out, sites, console):
         engine(study, list(sites.values()), out, resume=experiment.resume, workers=experiment.workers)
     results = load_results(out)
+    # A hospital that was left out stays out of every arm: the comparison is on the same data, or it is none.
+    sites = {site.name: sites[site.name] for site in results.sites}
+    truths = {name: path for name, path in truths.items() if name in sites}
     if experiment.baselines:
         train_baselines(study, sites, out, experiment.workers, console)
     scored = score_all(study, sites, out, truths)
@@ -98,8 +101,10 @@ def train_baselines(study: Study, sites: Mapping[str, Path], out: Path, workers:
     arms = baseline_arms(study, sites, out)
     with bars(console) as progress:
         task = progress.add_task("baselines: local-only and pooled", total=len(arms))
-        for _ in run_baselines(study, arms, workers):
+        for arm, fault in run_baselines(study, arms, workers):
             progress.advance(task)
+            if fault:
+                console.print(f"baseline {arm.name} is missing: {fault}", style="yellow", markup=False)
 
 
 def oracle_of(study: Study, plan: Simulation, scored: Scored) -> Oracle:

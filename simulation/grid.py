@@ -3,10 +3,9 @@
 Both call the very ServerApp and ClientApp that run in deployment.
 """
 
-import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import cast
@@ -22,6 +21,7 @@ import client.app
 import server.app
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Study
+from simulation.workers import worker_pool
 
 RUN_ID = 1
 CENTRE_NODE_ID = 1
@@ -40,7 +40,7 @@ class InProcessGrid(Grid):
         self._asked: dict[str, Message] = {}
         self._running: dict[str, Future[Message]] = {}
         self._workers = workers
-        self._pool = _pool(workers) if workers > 1 else None
+        self._pool = worker_pool(workers) if workers > 1 else None
         # Flower stamps each message with its process's identity, which a launcher would have set.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, CENTRE_NODE_ID, RUN_ID
 
@@ -106,7 +106,7 @@ class InProcessGrid(Grid):
             return asked.result()
         except BrokenProcessPool:
             # A worker was killed, out of memory most often: all that was under way is lost and named so.
-            self._pool = _pool(self._workers)
+            self._pool = worker_pool(self._workers)
             return Message(Error(0, "worker process died"), reply_to=message)
 
     def _start(self, message_id: str) -> None:
@@ -118,7 +118,7 @@ class InProcessGrid(Grid):
         try:
             self._running[message_id] = self._pool.submit(answer, message, site_dir)
         except BrokenProcessPool:  # a worker was killed since the last reply
-            self._pool = _pool(self._workers)
+            self._pool = worker_pool(self._workers)
             self._running[message_id] = self._pool.submit(answer, message, site_dir)
 
 
@@ -196,8 +196,3 @@ def _server_context(study: Study, site_dirs: Sequence[Path], out: Path, engine: 
         "expected-sites": len(site_dirs),
     }
     return Context(run_id=RUN_ID, node_id=CENTRE_NODE_ID, node_config={}, state=RecordDict(), run_config=config)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a forked child inherits torch's threads in a state they cannot run in.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

@@ -59,6 +59,8 @@ def print_table(results: Results, console: Console) -> None:
             f"ceiling by wedge reading noise alone: {number(results.oracle.noise_ceiling_auroc)}",
             highlight=False,
         )
+    for site, reason in results.left_out.items():
+        console.print(f"left out: {site}: {reason}", style="yellow", markup=False)
     print_groups(results, console)
 
 

@@ -105,7 +105,7 @@ def shifted(site: str, instruction: Instruction, arrays: Arrays) -> Answer:
     """Local training that moves every weight by an amount that depends on site and round."""
     amount = np.float32((len(site) + 0.1 * ord(site[0])) * 0.001 * instruction.round_number)
     moved = {name: np.asarray(value, np.float32) + amount for name, value in arrays.items()}
-    return SiteReply(site, Reply(site=site, training=TrainingReport(steps=1, loss=0.5)), moved)
+    return SiteReply(site, Reply(site=site, training=TrainingReport(loss=0.5)), moved)
 
 
 def counted(site: str, patients: int = 40) -> Answer:

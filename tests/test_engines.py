@@ -197,7 +197,7 @@ def test_a_site_whose_store_is_broken_is_left_out(site_dirs: Sites, tmp_path: Pa
     (site / "signals.i16").write_bytes(b"cut")
     out = run(tiny_study(), [site_dirs["alpha"], site], tmp_path / "out")
     assert [entry["name"] for entry in results_of(out)["sites"]] == ["alpha"]
-    assert "left out: bad site" in (out / "notices.log").read_text()
+    assert "node 3 (beta): left out: bad site" in (out / "notices.log").read_text()
     assert SECRET.encode() not in written(out)
 
 
@@ -245,6 +245,7 @@ def test_each_sites_tier_is_kept_in_one_study(site_dirs: Sites, tmp_path: Path, 
     assert ("beta: not in the test figures: disclosure refused" in notices) == (tier == "noised")
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_one_answer_and_not_the_study(
     site_dirs: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,3 +267,14 @@ def test_a_killed_worker_costs_one_answer_and_not_the_study(
     out = run(tiny_study(), several(site_dirs), tmp_path, workers=2)
     assert killed
     assert len(rounds_of(out)) == 3
+
+
+def test_the_strictest_site_decides_what_is_shown(site_dirs: Sites, whole: Sites, tmp_path: Path) -> None:
+    assert results_of(whole["plain"])["test"]["mpcwp_gt_18"]["auroc"]["value"] is not None
+    assert rounds_of(whole["plain"])[-1]["validation_auroc"] is not None
+    strict = copy_site(site_dirs["beta"], tmp_path / "strict", minimum_cell=1000)
+    out = run(tiny_study(), [site_dirs["alpha"], strict], tmp_path / "out")
+    own = results_of(out)["test"]["mpcwp_gt_18"]
+    assert own["auroc"]["value"] is None
+    assert "1000" in own["auroc"]["reason"]
+    assert all(row["validation_auroc"] is None for row in rounds_of(out))

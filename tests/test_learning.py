@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from client.store import Store, open_store
-from client.tasks import SPLITS, descriptors, training_rows
+from client.tasks import SPLITS, describer, training_rows
 from client.training import LocalWork, finetune, predict, pretrain, read_signals
 from shared_model.model import build_model
 from shared_model.study import Pretrain, Study
@@ -53,9 +53,9 @@ def test_pretraining_without_labels_helps_a_frozen_probe(store: Store) -> None:
     model = build_model(study)
     untrained = probe_auroc(model["encoder"], store)
     rows = training_rows(store.index, study, "pretrain")
-    described = descriptors(store, study.objective.relation, store.site_dir)
+    describe = describer(store, study.objective.relation, store.site_dir)
     work = LocalWork(study.pretrain, rows, learning_rate=2e-3, seed=0)
-    outcome = pretrain(study, model, store, work, CPU, described)
+    outcome = pretrain(study, model, store, work, CPU, describe)
     assert outcome.diagnostics["violating_share"] < 0.9
     assert probe_auroc(model["encoder"], store) - untrained >= 0.03
 

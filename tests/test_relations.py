@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH
-from shared_model.errors import HemoFedError
-from shared_model.objectives.relations import RELATIONS, get_relation
+from shared_model.objectives.relations import RELATIONS
 from tests.twins import draw_twins
 
 
@@ -89,11 +88,6 @@ def test_raw_description_does_not_alias() -> None:
     describe = RELATIONS["l2"].describe
     assert describe(slow, present).std() > 0.65
     assert describe(fast, present).std() < 0.05
-
-
-def test_an_unknown_relation_names_the_known_ones() -> None:
-    with pytest.raises(HemoFedError, match="median_beat"):
-        get_relation("l3")
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("median_beat", 0.9, 1.0), ("l1", 0.0, 0.2)])

@@ -303,6 +303,23 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_weights(
 
 
 @pytest.mark.long
+def test_ctrl_c_while_hospitals_and_baselines_are_made(demo: tuple[Path, Ended], tmp_path: Path) -> None:
+    study, out = study_file(tmp_path, HOSPITALS), tmp_path / "out"
+    options = ("--out", out, "--workers", "2", "--quiet", "--resume")
+    for sign in (out / "hospitals" / "gamma" / "source", out / "baselines" / "pooled" / "checkpoint"):
+        process = begin(study, *options)
+        wait_for(sign, process)
+        os.killpg(process.pid, signal.SIGINT)
+        said = ended(process)
+        assert said.code == 130
+        assert "Traceback" not in said.err
+    assert ended(begin(study, *options)).code == 0
+    assert same_weights(out, demo[0])
+    assert results_of(out)["baselines"] == results_of(demo[0])["baselines"]
+    assert results_of(out)["test"] == results_of(demo[0])["test"]
+
+
+@pytest.mark.long
 def test_a_killed_run_goes_on_from_every_round(site_dirs: Sites, tmp_path: Path) -> None:
     study, out = study_file(tmp_path, rounds=3), tmp_path / "out"
     options = on(site_dirs["alpha"], site_dirs["beta"])

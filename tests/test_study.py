@@ -43,7 +43,7 @@ BAD = {
     'name = "x"\n[federation]\nrule = "fedmagic"': "federation.rule",
     'name = "x"\n[federation]\nrule = "fedbn"': 'encoder.norm = "batch"',
     'name = "x"\n[evaluation]\npartitions = ["shoe size"]': "evaluation.partitions",
-    'name = "x"\n[evaluation]\nminimum_cell = 1': "evaluation.minimum_cell",
+    'name = "x"\n[evaluation]\nminimum_cell = 0': "evaluation.minimum_cell",
     'name = "x': "not TOML",
 }
 

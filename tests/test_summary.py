@@ -11,6 +11,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 import simulation.baselines as baselines
+import simulation.experiment as experiment
 from client.store import open_store
 from client.tasks import has_label
 from server import summary
@@ -24,9 +25,12 @@ from shared_model.histograms import ScoreHistogram, histogram_of
 from shared_model.statistics import operating_point
 from shared_model.subgroups import ALL
 from shared_model.tally import SiteTally
+from shared_model.wire import Answer, Instruction, SiteFailure
+from simulation.cli import run
+from simulation.experiment import Experiment, run_experiment
 from simulation.table import print_table
 from tests.example_results import example_regression, example_results
-from tests.federations import MadeUpSites, copy_site, description, rounds_of, three_sites, tiny_study
+from tests.federations import MadeUpSites, copy_site, counted, description, rounds_of, three_sites, tiny_study
 
 STUDY = tiny_study(evaluation={"minimum_cell": 11})
 EDGE = 512  # probability 0.5
@@ -164,6 +168,21 @@ def test_a_finished_study_is_not_passed_off_as_another(tmp_path: Path) -> None:
     with pytest.raises(HemoFedError, match="another study") as caught:
         go(2)
     assert caught.value.exit_code == ExitCode.BAD_CHECKPOINT
+    table = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**table, "release_sha256": "0" * 64}))
+    with pytest.raises(HemoFedError, match="or release"):
+        go(1)
+
+
+def test_a_hospital_that_fails_at_the_test_is_named_in_the_results(tmp_path: Path) -> None:
+    def evaluate(site: str, instruction: Instruction) -> Answer:
+        failed = site == "gamma" and instruction.split == "test"
+        return SiteFailure(site, 16, "no answer") if failed else counted(site)
+
+    sites = MadeUpSites(evaluate=evaluate)
+    results = conduct(tiny_study(), sites.ask, three_sites(), tmp_path, engine="test", resume=False)
+    assert {site.name: bool(site.note) for site in results.sites} == {"alpha": False, "beta": False, "gamma": True}
+    assert "not in the test figures" in (tmp_path / "report.html").read_text()
 
 
 def test_baselines_leave_out_a_hospital_that_keeps_its_figures(
@@ -238,3 +257,25 @@ def test_the_table_of_a_regression_shows_the_mean_predictor() -> None:
     shown = printed(test={"mpcwp_gt_18": regression, "mpcwp": regression})
     assert f"always saying the mean: {regression.regression.mean_predictor_rmse:.3f}" in shown
     assert "always saying the mean" not in printed()
+
+
+def test_a_hospital_that_was_left_out_is_left_out_of_every_arm(
+    site_dirs: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its store is broken: the others' comparison is made all the same, and not on its data."""
+    broken = copy_site(site_dirs["beta"], tmp_path / "broken", name="broken")
+    (broken / "signals.i16").write_bytes(b"cut")
+    folders = {"alpha": site_dirs["alpha"], "beta": site_dirs["beta"], "broken": broken}
+    seen: list[set[str]] = []
+    monkeypatch.setattr(experiment, "train_baselines", lambda study, sites, *rest: seen.append(set(sites)))
+    asked = Experiment(tiny_study(), None, tmp_path / "out", "in-process", 1, baselines=True, resume=False)
+    results = run_experiment(asked, folders, Console(quiet=True))
+    assert seen == [{"alpha", "beta"}]
+    assert set(results.baselines.federated.sites) == {"alpha", "beta"}
+
+
+def test_an_out_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HemoFedError, match="give a folder that can be written") as caught:
+        run(Path("simulation/studies/demo.toml"), tmp_path / "file" / "out")
+    assert caught.value.exit_code == ExitCode.USAGE

@@ -26,10 +26,10 @@ ARRAYS = st.dictionaries(
 )
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 10**9)
-REPORTS = st.builds(TrainingReport, steps=COUNT, loss=FINITE, hub_share=st.none() | FINITE)
+REPORTS = st.builds(TrainingReport, loss=FINITE, hub_share=st.none() | FINITE)
 REPLIES = st.builds(
     Reply,
-    site=st.text(min_size=1, max_size=80),
+    site=st.text("aZ09é _.-", min_size=1, max_size=80),
     reference=st.from_regex(r"[0-9a-f]{0,16}", fullmatch=True),
     description=st.none() | st.builds(description, records=COUNT, test_patients=COUNT),
     training=st.none() | REPORTS,
@@ -182,5 +182,15 @@ def test_an_array_of_another_framework_is_refused() -> None:
     content = pack(Reply(site="a"))
     data = saved(np.zeros(100, np.float32))
     content["arrays"] = ArrayRecord({"w": Array(dtype="float32", shape=(100,), stype="pickle", data=data)})
+    with pytest.raises(HemoFedError):
+        unpack(content, Reply)
+
+
+@pytest.mark.parametrize("name", ["", "a/../b", "a\nb", "\x1b[31mred", "<b>", "x" * 81])
+def test_a_site_cannot_call_itself_what_would_harm_a_terminal_a_path_or_a_page(name: str) -> None:
+    content = pack(Reply(site="St. Mary-2"))
+    assert unpack(content, Reply)[0].site == "St. Mary-2"
+    text = str(content["hemofed"]["body"]).replace('"St. Mary-2"', json.dumps(name))
+    content["hemofed"] = ConfigRecord({"body": text})
     with pytest.raises(HemoFedError):
         unpack(content, Reply)

@@ -323,6 +323,7 @@ class Results(Record):
     model: ModelSummary | None = None
     privacy: Privacy = Privacy()
     sites: tuple[SiteSummary, ...]
+    left_out: dict[str, str] = {}
     oracle_auroc: float | None = None
     oracle: Oracle
     threshold: Threshold

@@ -209,4 +209,10 @@ def limits(results: Results) -> list[str]:
         "Subgroup intervals are not corrected for multiplicity: with a dozen groups, a low one is expected by chance."
     )
     found.append("Judged on patients of the hospitals that trained it; no outside hospital has tested it.")
+    found.append(
+        "Intervals are over test patients, for this one trained model: another seed, or other training patients, would "
+        "move the figures as well."
+    )
+    for name, reason in sorted(results.left_out.items()):
+        found.append(f"{name} took no part: {reason}.")
     return found

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH, describe_beats
 from shared_model.dtw import pairwise_dtw
-from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS
 
 LEAD_COUNT = len(LEADS)
@@ -54,14 +53,6 @@ class Relation:
     def cache_name(self) -> str:
         """Name under which a site stores the descriptions."""
         return f"{self.name}-{self.version}"
-
-
-def get_relation(name: str) -> Relation:
-    """The relation of that name. Raises HemoFedError naming the known ones."""
-    if name not in RELATIONS:
-        known = ", ".join(sorted(RELATIONS))
-        raise HemoFedError(f"unknown relation {name!r}: use one of {known}", ExitCode.BAD_STUDY)
-    return RELATIONS[name]
 
 
 def describe_raw(signals: Tensor, present: Tensor) -> Tensor:  # noqa: ARG001
