@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.records import ptbxl, wfdb_folder
+from client.records import dicom_ecg, hl7_aecg, muse_xml, ptbxl, scg_rhc, wfdb_folder
 from client.records.record import Archive
 from shared_model.errors import ExitCode, HemoFedError
 
@@ -20,7 +20,11 @@ class Reader:
 # In the order in which they are tried: a PTB-XL archive is a WFDB folder as well.
 READERS = {
     "ptbxl": Reader(ptbxl.recognises, ptbxl.open_archive),
+    "scg-rhc": Reader(scg_rhc.recognises, scg_rhc.open_archive),
     "wfdb": Reader(wfdb_folder.recognises, wfdb_folder.open_archive),
+    "muse-xml": Reader(muse_xml.recognises, muse_xml.open_archive),
+    "hl7-aecg": Reader(hl7_aecg.recognises, hl7_aecg.open_archive),
+    "dicom": Reader(dicom_ecg.recognises, dicom_ecg.open_archive),
 }
 
 
