@@ -32,7 +32,7 @@ RECORDED = unix_seconds("2024-05-31T09:30:05")
 @pytest.mark.parametrize("rate_hz", [250, 500])
 @pytest.mark.parametrize(("units", "units_per_bit"), [("MICROVOLTS", "4.88"), ("MILLIVOLTS", "0.00488")])
 @pytest.mark.parametrize("lead_names", [MUSE_LEADS, LEADS])
-@pytest.mark.parametrize("encoding", ["ISO-8859-1", "UTF-8", "UTF-16"])
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "UTF-8", "UTF-16", "windows-1252"])
 def test_muse(
     tmp_path: Path, rate_hz: int, units: str, units_per_bit: str, lead_names: tuple[str, ...], encoding: str
 ) -> None:
@@ -294,6 +294,14 @@ def test_dicom_faults_have_a_reason(tmp_path: Path, change: dict[str, object], r
         setattr(group, name, value)
     write_dicom(tmp_path / "r.dcm", [group])
     assert only_reason(tmp_path) == reason
+
+
+def test_dicom_values_beyond_all_bounds_are_missing(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    group = dicom_group(steps_for(LEADS))
+    group.ChannelDefinitionSequence[2].ChannelBaseline = "1e300"
+    write_dicom(tmp_path / "r.dcm", [group])
+    assert np.isnan(only_record(tmp_path).signal_mv).all(axis=1).tolist() == [lead == "III" for lead in LEADS]
 
 
 def test_dicom_that_is_no_ecg_and_units_and_skew(tmp_path: Path) -> None:

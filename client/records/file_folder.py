@@ -111,8 +111,10 @@ def add_lead(leads: dict[str, NDArray[np.float64]], lead: str, signal_mv: NDArra
 
 
 def stacked(leads: Mapping[str, NDArray[np.float64]], sampling_rate_hz: float) -> NDArray[np.float32]:
-    """The leads as (lead, time) float32 mV, at most the first 60 s. Raises Unusable if there are none, or if
-    their lengths differ.
+    """The leads as (lead, time) float32 mV, NaN for what is no finite number, at most the first 60 s.
+
+    Raises:
+        Unusable: there is no lead, or their lengths differ.
     """
     if not leads:
         raise Unusable(Reason.NO_KNOWN_LEAD, f"no channel is one of {', '.join(LEADS)}; export the 12-lead ECG")
@@ -124,4 +126,7 @@ def stacked(leads: Mapping[str, NDArray[np.float64]], sampling_rate_hz: float) -
             f"lead {shortest} has {lengths[shortest]} samples, lead {longest} {lengths[longest]}; export it again",
         )
     longest_read = round(LONGEST_READ_S * sampling_rate_hz)
-    return np.stack([signal[:longest_read] for signal in leads.values()]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        signal_mv = np.stack([signal[:longest_read] for signal in leads.values()]).astype(np.float32)
+    signal_mv[~np.isfinite(signal_mv)] = np.nan
+    return signal_mv
