@@ -262,6 +262,23 @@ def test_dicom_takes_the_rhythm_and_masks_padding(tmp_path: Path) -> None:
     assert [remark.noticed for remark in remarks] == [Noticed.SEGMENTS_LEFT_OUT]
 
 
+def test_dicom_groups_of_the_same_seconds_are_one_ecg(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    steps = steps_for(LEADS)
+    groups = [dicom_group(steps[first : first + 3], LEADS[first : first + 3]) for first in range(0, 12, 3)]
+    write_dicom(tmp_path / "r.dcm", groups)
+    (record,), _, remarks = records_of(tmp_path)
+    assert not remarks
+    assert set(record.lead_names) == set(LEADS)
+    for lead, signal in zip(record.lead_names, record.signal_mv, strict=True):
+        np.testing.assert_allclose(signal, steps[LEADS.index(lead)] * 0.00125, rtol=1e-6)
+    groups[3].MultiplexGroupTimeOffset = "10000"  # ms: not the same seconds
+    write_dicom(tmp_path / "r.dcm", groups)
+    (record,), _, remarks = records_of(tmp_path)
+    assert set(record.lead_names) == set(LEADS[:9])
+    assert [remark.noticed for remark in remarks] == [Noticed.SEGMENTS_LEFT_OUT]
+
+
 def test_a_real_dicom_ecg(tmp_path: Path) -> None:
     """pydicom's own sample: a Mortara 12-lead object with SCPECG codes, a rhythm group and a median beat."""
     pydicom = pytest.importorskip("pydicom")

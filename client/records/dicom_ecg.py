@@ -115,12 +115,15 @@ def _items(dataset: "Dataset", name: str) -> Iterator[EcgRecord | Remark]:
     groups = sorted(dataset.get("WaveformSequence") or (), key=_preference, reverse=True)
     if not groups:
         raise Unusable(Reason.NO_KNOWN_LEAD, "there is no waveform in it; export it with waveforms")
-    further = sum(_preference(group)[0] for group in groups[1:])
-    if further:
-        detail = f"{further} further rhythm groups; the one with most leads is used"
+    together = [group for group in groups if _simultaneous(group, groups[0])]
+    further = sum(_preference(group)[0] for group in groups) - len(together)
+    if further > 0:
+        detail = f"{further} further rhythm groups of another time, rate or length; the one with most leads is used"
         yield Remark(name, Noticed.SEGMENTS_LEFT_OUT, detail)
     rate_hz = checked_rate(float(groups[0].get("SamplingFrequency") or 0))
-    leads = _leads(groups[0], rate_hz)
+    leads: dict[str, NDArray[np.float64]] = {}
+    for group in together:
+        leads = _leads(group, rate_hz) | leads
     recorded_at = _recorded_at(dataset)
     age_text = _text(dataset, "PatientAge")
     age = age_in_years(age_text[:-1], age_text[-1:])
@@ -162,6 +165,12 @@ def _preference(group: "Dataset") -> tuple[bool, int, int]:
     rhythm = not median and _text(group, "WaveformOriginality").upper() != "DERIVED"
     leads = sum(_lead(channel) is not None for channel in group.get("ChannelDefinitionSequence") or ())
     return rhythm, leads, int(group.get("NumberOfWaveformSamples") or 0)
+
+
+def _simultaneous(group: "Dataset", other: "Dataset") -> bool:
+    """Whether two groups hold the same seconds: some devices write twelve leads as four groups of three."""
+    same = ("SamplingFrequency", "NumberOfWaveformSamples", "MultiplexGroupTimeOffset")
+    return _preference(group)[0] == _preference(other)[0] and all(group.get(tag) == other.get(tag) for tag in same)
 
 
 def _lead(channel: "Dataset") -> str | None:
