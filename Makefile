@@ -20,7 +20,7 @@ setup: $(INSTALLED) ## Create .venv and install hemofed with everything that is 
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray,records]'
 	@touch $@
 
 demo: setup ## Four simulated hospitals learn together; the outcome goes to runs/demo

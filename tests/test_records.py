@@ -391,6 +391,6 @@ def test_format_is_recognised(tmp_path: Path) -> None:
     write_ptbxl(tmp_path, [])
     assert choose_format(tmp_path) == "ptbxl"
     with pytest.raises(HemoFedError, match="unknown"):
-        choose_format(tmp_path, "dicom")
+        choose_format(tmp_path, "no-such-format")
     with pytest.raises(HemoFedError, match="no such folder"):
         choose_format(tmp_path / "absent")

@@ -4,7 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.records import chapman, cinc, code15, matlab_array, mimic_iv_ecg, ptbxl, wfdb_folder
+from client.records import (
+    chapman,
+    cinc,
+    code15,
+    dicom_ecg,
+    hl7_aecg,
+    matlab_array,
+    mimic_iv_ecg,
+    muse_xml,
+    ptbxl,
+    scg_rhc,
+    wfdb_folder,
+)
 from client.records.options import ReaderOptions
 from client.records.record import Archive
 from shared_model.errors import ExitCode, HemoFedError
@@ -32,8 +44,12 @@ READERS = {
     "chapman": Reader(chapman.recognises, chapman.open_archive, by_table=True),
     "code15": Reader(code15.recognises, code15.open_archive, code15.TAKES, by_table=True),
     "cinc": Reader(cinc.recognises, cinc.open_archive, special_case_of="wfdb"),
+    "scg-rhc": Reader(scg_rhc.recognises, scg_rhc.open_archive, special_case_of="wfdb"),
     "wfdb": Reader(wfdb_folder.recognises, wfdb_folder.open_archive),
     "matlab": Reader(matlab_array.recognises, matlab_array.open_archive, matlab_array.TAKES),
+    "muse-xml": Reader(muse_xml.recognises, muse_xml.open_archive),
+    "hl7-aecg": Reader(hl7_aecg.recognises, hl7_aecg.open_archive),
+    "dicom": Reader(dicom_ecg.recognises, dicom_ecg.open_archive),
 }
 
 

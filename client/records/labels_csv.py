@@ -14,7 +14,7 @@ RECORD_COLUMNS = ("record", "patient_id", "age_years", "sex", "race", "recorded_
 EMPTY = frozenset({"", "na", "nan", "n/a", "nd", "none", "null"})
 # A value outside is a slip of the pen or a broken transducer; the limits are wide on purpose.
 PLAUSIBLE_MMHG = {"mpcwp_mmhg": (0.0, 80.0), "mpap_mmhg": (0.0, 80.0)}
-WFDB_SUFFIXES = (".hea", ".dat", ".mat")
+RECORD_SUFFIXES = (".hea", ".dat", ".mat", ".xml", ".dcm")  # all of one length
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def _number(text: str) -> float | None:
 
 
 def record_name(text: str) -> str:
-    """A record's name as ingest knows it: forward slashes, no leading "./", no WFDB extension."""
+    """A record's name as ingest knows it: forward slashes, no leading "./", no extension of a record's file."""
     name = text.strip().replace("\\", "/").removeprefix("./")
-    return name[: -len(WFDB_SUFFIXES[0])] if name.lower().endswith(WFDB_SUFFIXES) else name
+    return name[: -len(RECORD_SUFFIXES[0])] if name.lower().endswith(RECORD_SUFFIXES) else name
 
 
 def _label_row(cells: dict[str, str], columns: Sequence[str], where: str, remarks: list[Remark]) -> LabelRow:

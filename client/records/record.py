@@ -19,6 +19,8 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"
     MISSING_FILE = "missing_file"
     TRUNCATED = "truncated"
+    WRONG_CHECKSUM = "wrong_checksum"
+    NOT_AN_ECG = "not_an_ecg"
     NO_LENGTH = "no_length"
     NO_SAMPLING_RATE = "no_sampling_rate"
     PATH_OUTSIDE_FOLDER = "path_outside_folder"
@@ -47,6 +49,7 @@ class Noticed(StrEnum):
     LABELS_DIFFER = "labels_differ"
     FLAT_LEADS = "flat_leads"
     SEGMENTS_LEFT_OUT = "segments_left_out"
+    NO_WEDGE_INTERVAL = "no_wedge_interval"
 
 
 class Unusable(Exception):

@@ -1,0 +1,208 @@
+"""PhysioNet SCG-RHC 1.0.0: ECG during right heart catheterisation, processed_data/TRM107-RHC1.{hea,dat,json}.
+
+A record lasts a whole procedure. What is labelled is the ECG around the moment at which the catheter reached the
+wedge position, because that is when the mean wedge pressure of the Mac-Lab report was taken.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import wfdb
+
+from client.records.labels_csv import EMPTY
+from client.records.options import ReaderOptions
+from client.records.record import (
+    Archive,
+    EcgRecord,
+    Item,
+    Noticed,
+    Reason,
+    Remark,
+    TurnedAway,
+    Unusable,
+    known_age,
+    known_sex,
+)
+from client.records.wfdb_folder import readable
+from client.records.wfdb_header import Header, check_files, read_header
+from client.records.wfdb_signal import LONGEST_READ_S, LeadSignal, known_channels
+
+DATA_FOLDER = "processed_data"
+LARGEST_JSON_BYTES = 2**20
+# Half before and half after the wedge position is reached.
+AROUND_S = LONGEST_READ_S / 2
+# Mac-Lab's name -> label, and the range outside which a value is a slip.
+LABELS = {
+    "PCWM": ("mpcwp_mmhg", 0, 80),
+    "PAM": ("mpap_mmhg", 0, 80),
+    "RAM": ("mrap_mmhg", -10, 50),
+    "PAS": ("pasp_mmhg", 0, 150),
+    "PAD": ("padp_mmhg", 0, 100),
+    "Fick COL/min": ("co_fick_l_min", 0.5, 20),
+    "TDCOL/min": ("co_thermodilution_l_min", 0.5, 20),
+}
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What a record's JSON says."""
+
+    age_years: float = math.nan
+    sex: str = ""
+    wedge_s: float = math.nan
+    """Seconds from the beginning of the record; NaN where it is not annotated."""
+    wedge_at: float = math.nan
+    """The same moment in unix seconds."""
+    labels: dict[str, float] = field(default_factory=dict)
+    absurd: tuple[str, ...] = ()
+
+
+def recognises(source: Path) -> bool:
+    """Whether a header has a JSON of catheter events beside it, here or in processed_data/."""
+    return next((path for path in _headers(source) if _has_events(path.with_suffix(".json"))), None) is not None
+
+
+def _headers(source: Path) -> list[Path]:
+    return sorted([*source.glob("*.hea"), *(source / DATA_FOLDER).glob("*.hea")])
+
+
+def _has_events(path: Path) -> bool:
+    try:
+        return bool({"ChamEvents_in_s", "maclabMeas"} & _read_json(path).keys())
+    except Unusable:
+        return False
+
+
+def open_archive(source: Path, _options: ReaderOptions) -> Archive:
+    """List the records."""
+    headers = _headers(source)
+    return Archive(len(headers), _items(source, headers))
+
+
+def _items(source: Path, headers: Sequence[Path]) -> Iterator[Item]:
+    for path in headers:
+        name = readable(path.relative_to(source))
+        try:
+            yield from _read_record(path, name)
+        except Unusable as unusable:
+            yield TurnedAway(name, unusable.reason, unusable.detail)
+
+
+def _read_record(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
+    header = read_header(path)
+    json_path = path.with_suffix(".json")
+    procedure = _procedure(_read_json(json_path)) if json_path.exists() else Procedure()
+    duration_s = header.length / header.sampling_rate_hz
+    labelled = 0 <= procedure.wedge_s < duration_s
+    start_s = max(0.0, min(procedure.wedge_s, duration_s - AROUND_S) - AROUND_S) if labelled else 0.0
+    leads = _read_window(header, start_s)
+    if not labelled:
+        detail = "no wedge position within the record in ChamEvents_in_s, so its first minute is taken without labels"
+        yield Remark(name, Noticed.NO_WEDGE_INTERVAL, detail)
+    for value in procedure.absurd if labelled else ():
+        yield Remark(name, Noticed.ABSURD_LABEL, f"{value}; the label is dropped, check the source")
+    began_at = procedure.wedge_at - procedure.wedge_s if labelled else math.nan
+    began_at = header.recorded_at if math.isnan(began_at) else began_at
+    yield EcgRecord(
+        record_id=path.stem,
+        source=name,
+        signal_mv=leads.signal_mv,
+        lead_names=leads.lead_names,
+        sampling_rate_hz=header.sampling_rate_hz,
+        patient_id=path.stem.partition("-")[0],
+        recorded_at=began_at + start_s,
+        age_years=procedure.age_years,
+        sex=known_sex(procedure.sex),
+        labels=procedure.labels if labelled else {},
+        measured_at=began_at + procedure.wedge_s if labelled else math.nan,
+    )
+
+
+def _read_window(header: Header, start_s: float) -> LeadSignal:
+    """The known ECG leads of a minute from `start_s`; the record's other channels are not read."""
+    check_files(header)
+    channels = known_channels([signal.name for signal in header.signals], [signal.unit for signal in header.signals])
+    first = round(start_s * header.sampling_rate_hz)
+    last = min(header.length, first + round(LONGEST_READ_S * header.sampling_rate_hz))
+    places, factors = zip(*channels.values(), strict=True)
+    try:
+        stem = str(header.path.with_suffix(""))
+        physical = wfdb.rdrecord(stem, sampfrom=first, sampto=last, channels=list(places)).p_signal.T
+    except (Exception, MemoryError) as error:  # damage makes wfdb raise whatever its libraries raise
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise Unusable(Reason.UNREADABLE, f"wfdb cannot read it ({detail}); copy the record again") from None
+    signal_mv = (physical * [[factor] for factor in factors]).astype("float32")
+    return LeadSignal(signal_mv, tuple(channels))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise Unusable(Reason.UNREADABLE, f"{path.name} is larger than 1 MB; copy it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Unusable(Reason.UNREADABLE, f"{path.name} cannot be read ({error.strerror}); copy it again") from None
+    except (ValueError, RecursionError):
+        raise Unusable(Reason.UNREADABLE, f"{path.name} is not JSON; copy it again") from None
+    if not isinstance(content, dict):
+        raise Unusable(Reason.UNREADABLE, f"{path.name} is not a JSON object; copy it again")
+    return content
+
+
+def _procedure(content: dict[str, Any]) -> Procedure:
+    events, moments = content.get("ChamEvents_in_s"), content.get("ChamEvents")
+    wedge = _wedge_event(events) if isinstance(events, dict) else None
+    labels, absurd = _labels(content.get("maclabMeas"))
+    return Procedure(
+        age_years=known_age(str(content.get("age", ""))),
+        sex=str(content.get("gender", "")),
+        wedge_s=_number(events[wedge]) if isinstance(events, dict) and wedge else math.nan,
+        wedge_at=_event_time(moments.get(wedge)) if isinstance(moments, dict) else math.nan,
+        labels=labels,
+        absurd=absurd,
+    )
+
+
+def _wedge_event(events: dict[str, Any]) -> str | None:
+    """`PCW`, or the earliest of `PCW_1`, `PCW_2` ..., whichever has a time."""
+    times = {name: _number(value) for name, value in events.items() if name == "PCW" or name.startswith("PCW_")}
+    times = {name: seconds for name, seconds in times.items() if not math.isnan(seconds)}
+    return "PCW" if "PCW" in times else min(times, key=lambda name: times[name], default=None)
+
+
+def _event_time(text: object) -> float:
+    """'12-Mar-2018 10:15:00 AM': the hour counts to 24, so the last word adds nothing."""
+    words = str(text).split()
+    try:
+        return datetime.strptime(" ".join(words[:2]), "%d-%b-%Y %H:%M:%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return math.nan
+
+
+def _labels(measured: object) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Labels by name, and the values that cannot be. Mac-Lab pads its names with blanks and writes "nd"."""
+    labels, absurd = {}, []
+    for key, value in measured.items() if isinstance(measured, dict) else ():
+        label, low, high = LABELS.get(str(key).strip(), ("", 0, 0))
+        if not label or str(value).strip().lower() in EMPTY:
+            continue
+        number = _number(value)
+        if low <= number <= high:
+            labels[label] = number
+        else:
+            absurd.append(f"{label} = {str(value)[:40]!r} is not within {low:g} to {high:g}")
+    return labels, tuple(absurd)
+
+
+def _number(value: object) -> float:
+    """A finite number from JSON's numbers and strings, else NaN."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
