@@ -334,7 +334,7 @@ def test_the_table_is_printed(tmp_path: Path) -> None:
         (["ingest", "{tmp}/table", "--site-dir", "{tmp}/s"], ExitCode.BAD_SOURCE, "no column 'record'"),
         (["ingest", "{tmp}/short", "--site-dir", "{tmp}/s", "--where", "a=1"], ExitCode.USAGE, "has no use for it"),
         (["ingest", "{tmp}/short", "--site-dir", "{tmp}/s", "--disclosure", "x"], ExitCode.USAGE, "masked"),
-        (["ingest", "{tmp}/short", "--site-dir", "{tmp}/s", "--format", "x"], ExitCode.USAGE, "cinc, wfdb"),
+        (["ingest", "{tmp}/short", "--site-dir", "{tmp}/s", "--format", "x"], ExitCode.USAGE, "cinc, scg-rhc, wfdb"),
         (["ingest", "{tmp}/short"], ExitCode.USAGE, "--site-dir"),
         (["ingest", "{tmp}/short", "--site-dir", "{tmp}/short/short.hea"], ExitCode.BAD_SITE, "short.hea"),
         (["check", "--site-dir", "{tmp}/empty"], ExitCode.BAD_SITE, "site.toml"),

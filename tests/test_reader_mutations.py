@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.records import READERS, open_archive
+from client.records import open_archive
 from client.records.record import EcgRecord, Remark
 from shared_model.errors import HemoFedError
 from tests.archive_fixtures import ARCHIVES
@@ -26,7 +26,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("format_name", list(READERS))
+@pytest.mark.parametrize("format_name", list(ARCHIVES))
 @EXAMPLES
 @given(data=st.data())
 def test_flipped_bytes_never_crash_a_reader(
