@@ -1,5 +1,6 @@
 """The outcome of a run as a table on the terminal."""
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -24,23 +25,24 @@ def interval(estimate: Estimate) -> str:
 def print_table(results: Results, console: Console) -> None:
     """Local-only, federated, pooled and oracle: mean over sites, all patients together, and each site."""
     target, baselines = results.own_target, results.baselines
-    local = baselines.local_only[target].auroc
-    sites = list(local.sites) or [site.name for site in results.sites]
-    table = Table(title=f"{results.name}: AUROC of {target}, one index ECG a test patient")
-    table.add_column("")
-    table.add_column("sites' mean")
-    table.add_column("all patients (95%)", no_wrap=True)
-    for site in sites:
-        table.add_column(site, max_width=10)
-    rows = (
-        ("local-only", local, "no one model"),
+    arms = (
+        ("local-only", baselines.local_only[target].auroc, "no one model"),
         ("federated", baselines.federated, interval(results.own.auroc)),
         ("pooled", baselines.pooled_by_site, interval(baselines.pooled[target].auroc)),
         ("oracle", baselines.oracle_by_site, number(results.oracle.on_test_patients)),
     )
-    for name, means, everyone in rows:
-        table.add_row(name, number(means.mean), everyone, *(number(means.sites.get(site)) for site in sites))
+    table = Table(title=f"{results.name}: AUROC of {target}", caption="one index ECG a test patient", box=SIMPLE)
+    for column in ("", "mean of sites", "all patients (95% interval)"):
+        table.add_column(column, no_wrap=True)
+    for arm, means, everyone in arms:
+        table.add_row(arm, number(means.mean), everyone)
     console.print(table)
+    by_site = Table(title="by site", box=SIMPLE)
+    for column in ("site", *(name for name, _, _ in arms)):
+        by_site.add_column(column, no_wrap=True)
+    for site in results.sites:
+        by_site.add_row(site.name, *(number(means.sites.get(site.name)) for _, means, _ in arms))
+    console.print(by_site)
     if (errors := results.own.regression) is not None:
         console.print(
             f"RMSE {number(errors.rmse)}, MAE {number(errors.mae)}, r {number(errors.pearson_r)}; RMSE of always "
@@ -59,14 +61,14 @@ def print_table(results: Results, console: Console) -> None:
             f"ceiling by wedge reading noise alone: {number(results.oracle.noise_ceiling_auroc)}",
             highlight=False,
         )
-    for site, reason in results.left_out.items():
-        console.print(f"left out: {site}: {reason}", style="yellow", markup=False)
+    for name, reason in results.left_out.items():
+        console.print(f"left out: {name}: {reason}", style="yellow", markup=False)
     print_groups(results, console)
 
 
 def print_groups(results: Results, console: Console) -> None:
     """The subgroups of one factor, suppressed ones named as such."""
-    table = Table(title="by subgroup (counts rounded to 5)")
+    table = Table(title="by subgroup (counts rounded to 5)", box=SIMPLE)
     for column in ("group", "patients", "AUROC (95% interval)"):
         table.add_column(column)
     for group in results.subgroups:
