@@ -62,10 +62,21 @@ def gather(
             conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {answer.reason}")
             continue
         try:
-            tallies[answer.site] = from_arrays(answer.arrays)
+            tallies[answer.site] = fitting(conductor.study, from_arrays(answer.arrays), split)
         except HemoFedError as error:
             conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {error.message}")
     return tallies
+
+
+def fitting(study: Study, tally: SiteTally, split: Split) -> SiteTally:
+    """The tally, if it can be added to the others'; else HemoFedError, so that one site cannot spoil the sum."""
+    strangers = {*tally.histograms, *tally.moments, *tally.withheld} - set(study.evaluation.groups)
+    if strangers:
+        raise HemoFedError(f"its counts have groups that the study does not ask for, such as {min(strangers)!r}")
+    asked = study.evaluation.bootstrap_replicates if split == "test" else 0
+    if tally.bootstrap is not None and tally.bootstrap.replicates != asked:
+        raise HemoFedError(f"it sent {tally.bootstrap.replicates} bootstrap replicates where {asked} were asked for")
+    return tally
 
 
 def everyone(tallies: Mapping[str, SiteTally]) -> ScoreHistogram:
