@@ -32,7 +32,7 @@ from shared_model.disclosure import (
 )
 from shared_model.gaps import partition_gaps
 from shared_model.histograms import ScoreHistogram
-from shared_model.moments import regression_figures
+from shared_model.moments import RegressionMoments, regression_figures
 from shared_model.study import Study
 from shared_model.subgroups import ALL, partition_of
 from shared_model.tally import SiteTally
@@ -103,7 +103,7 @@ def target_result(study: Study, tally: SiteTally, edge: int | None) -> TargetRes
         operating_point=operating_points(study, tally.histograms, edge)[ALL],
         roc=() if isinstance(curve, Suppressed) else roc(curve),
         all_ecg_auroc=all_ecgs,
-        regression=regression(study, tally) if kind == "regression" else None,
+        regression=regression(study, tally.moments.get(ALL)) if kind == "regression" else None,
         reason=None if brier is not None else NO_PROBABILITY,
     )
 
@@ -189,9 +189,8 @@ def operating_point(point: statistics.OperatingPoint, hidden: Suppressed | None,
     )
 
 
-def regression(study: Study, tally: SiteTally) -> Regression:
+def regression(study: Study, moments: RegressionMoments | None) -> Regression:
     """Errors in mmHg beside those of the best constant, the mean of these very patients."""
-    moments = tally.moments.get(ALL)
     if moments is None or moments.count < study.evaluation.minimum_cell:
         return Regression(reason="fewer patients than may be shown")
     figures = regression_figures(moments, study.target.centre)
@@ -206,7 +205,9 @@ def regression(study: Study, tally: SiteTally) -> Regression:
     )
 
 
-def group_figures(group: ScoreHistogram | Suppressed, study: Study, point: OperatingPoint) -> dict[str, object]:
+def group_figures(
+    group: ScoreHistogram | Suppressed, study: Study, point: OperatingPoint, moments: RegressionMoments | None
+) -> dict[str, object]:
     """The fields of a GroupResult; a suppressed group has its reason and nothing else."""
     if isinstance(group, Suppressed):
         return {"suppressed": True, "reason": f"suppressed: {group.reason}"}
@@ -224,6 +225,8 @@ def group_figures(group: ScoreHistogram | Suppressed, study: Study, point: Opera
     }
     if None in result.values():
         result["reason"] = point.reason or (figures.slope.reason if figures else NO_PROBABILITY) or "not computed"
+    if study.target.kind == "regression":
+        result["regression"] = regression(study, moments)
     return result
 
 
@@ -238,7 +241,9 @@ def subgroups(study: Study, tally: SiteTally, edge: int | None) -> tuple[Subgrou
         group = shown.get(name, Suppressed("withheld by every site that has such patients"))
         if isinstance(group, ScoreHistogram) and group.size == 0 and name not in tally.withheld:
             continue
-        figures = group_figures(group, study, points.get(name, OperatingPoint(reason="withheld")))
+        figures = group_figures(
+            group, study, points.get(name, OperatingPoint(reason="withheld")), tally.moments.get(name)
+        )
         if name in tally.withheld and not figures.get("suppressed"):
             figures["reason"] = f"lacks the patients of {tally.withheld[name]} sites that withheld it"
         label = " & ".join(part.split("=", 1)[1] for part in name.split(" & "))
@@ -308,8 +313,9 @@ def site_results(
     for name in sorted(tallies):
         if name in counted:
             group = group_of[name]
-            figures = group_figures(KEPT if name in kept else shown[group], study, points[group])
+            shown_group = KEPT if name in kept else shown[group]
+            figures = group_figures(shown_group, study, points[group], tallies[name].moments.get(ALL))
         else:
-            figures = group_figures(Suppressed("withheld by the site"), study, OperatingPoint(reason="withheld"))
+            figures = group_figures(Suppressed("withheld by the site"), study, OperatingPoint(reason="withheld"), None)
         results.append(SiteResult(name=name, **figures))  # type: ignore[arg-type]
     return tuple(results)

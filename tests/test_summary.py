@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import simulation.baselines as baselines
 import simulation.experiment as experiment
+from client.evaluation import pressure_score
 from client.store import open_store
 from client.tasks import has_label
 from server import summary
@@ -22,7 +23,9 @@ from server.report.results import SiteResult, SubgroupResult
 from server.rounds import run_study
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.histograms import ScoreHistogram, histogram_of
+from shared_model.moments import moments_of
 from shared_model.statistics import operating_point
+from shared_model.study import Study
 from shared_model.subgroups import ALL
 from shared_model.tally import SiteTally
 from shared_model.wire import Answer, Instruction, SiteFailure
@@ -279,3 +282,31 @@ def test_an_out_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(HemoFedError, match="give a folder that can be written") as caught:
         run(Path("simulation/studies/demo.toml"), tmp_path / "file" / "out")
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_a_regression_shows_its_errors_by_group_and_by_site_beside_the_mean_predictor() -> None:
+    study = Study.model_validate({"name": "x", "target": {"kind": "regression"}, "evaluation": {"partitions": ["sex"]}})
+    rng = np.random.default_rng(0)
+    measured = rng.gamma(3.8, 4.2, 400).clip(2, 50)
+    predicted = measured + rng.normal(0, 3, 400)
+    masks = {"all": np.full(400, True), "sex=female": np.arange(400) < 150, "sex=male": np.arange(400) >= 150}
+    scores = pressure_score(predicted, 18.0)
+    tally = SiteTally(
+        {name: histogram_of(scores[mask], measured[mask] > 18) for name, mask in masks.items()},
+        {name: moments_of(measured[mask], predicted[mask]) for name, mask in masks.items()},
+    )
+    female, male = summary.subgroups(study, tally, 512)
+    for group, mask in ((female, masks["sex=female"]), (male, masks["sex=male"])):
+        assert group.regression is not None
+        error = np.sqrt(np.mean((predicted[mask] - measured[mask]) ** 2))
+        assert group.regression.rmse == pytest.approx(error, abs=6e-4)
+        assert group.regression.mean_predictor_rmse == pytest.approx(measured[mask].std(), abs=6e-4)
+    (site,) = summary.site_results(study, {"north": tally}, {"north"}, 512)
+    assert site.regression is not None
+    assert site.regression.rmse == pytest.approx(np.sqrt(np.mean((predicted - measured) ** 2)), abs=6e-4)
+    small = SiteTally(
+        {"all": histogram_of(scores[:12], measured[:12] > 18)}, {"all": moments_of(measured[:12], predicted[:12])}
+    )
+    (hidden,) = summary.site_results(study, {"north": small}, {"north"}, 512)
+    assert hidden.suppressed
+    assert hidden.regression is None

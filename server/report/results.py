@@ -172,11 +172,12 @@ class GroupResult(Explained):
     specificity: Estimate | None = None
     calibration_slope: float | None = None
     expected_over_observed: float | None = None
+    regression: Regression | None = None
 
     @model_validator(mode="after")
     def _suppressed_shows_nothing(self) -> "GroupResult":
         """Guarantee: a group marked suppressed carries no number; its `reason` is free text, unchecked."""
-        shown = [name for name in self.figures if getattr(self, name) is not None]
+        shown = [name for name in (*self.figures, "regression") if getattr(self, name) is not None]
         if self.suppressed and shown:
             raise ValueError(f"a suppressed group must not show {', '.join(shown)}")
         return self
