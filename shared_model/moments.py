@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from shared_model.errors import HemoFedError
 
 UNIT_MMHG = 2.0**-24  # sums are integers in this unit (mmHg, and mmHg^2 for squares), so that they add in any order
+GRID_MMHG = 2.0**-12  # pressures are rounded to 0.0002 mmHg first
 LARGEST_MMHG = 1000.0
 
 
@@ -68,6 +69,8 @@ def moments_of(measured_mmhg: ArrayLike, predicted_mmhg: ArrayLike) -> Regressio
             f"a measured or predicted pressure is NaN or beyond {LARGEST_MMHG:.0f} mmHg: mend the labels, "
             "or lower the learning rate if it is the prediction"
         )
+    # On a grid of 2^-12 mmHg every square and product is a whole number of units: variances lose nothing to rounding.
+    truth, guess = (np.rint(column / GRID_MMHG) * GRID_MMHG for column in (truth, guess))
     error = guess - truth
     columns = (truth, guess, truth**2, guess**2, truth * guess, np.abs(error), error**2)
     return RegressionMoments(len(truth), *(int(np.rint(c / UNIT_MMHG).astype(np.int64).sum()) for c in columns))
