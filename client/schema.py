@@ -1,11 +1,11 @@
-"""The site store's SQLite schema. A change to it is a new SCHEMA_VERSION and a step in docs/site-store.md."""
+"""The site store's SQLite schema. A change to it is a new SCHEMA_VERSION and a step in MIGRATIONS."""
 
 import sqlite3
 from pathlib import Path
 
 from shared_model.errors import ExitCode, HemoFedError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX_FILE = "index.sqlite"
 
 SCHEMA = """
@@ -29,6 +29,8 @@ CREATE TABLE records (
     lead_mask INTEGER NOT NULL,         -- bit i: LEADS[i] is present
     content BLOB NOT NULL,              -- SHA-256 of all segments of the record
     source TEXT NOT NULL, ingest INTEGER NOT NULL REFERENCES ingests (ingest),
+    device TEXT NOT NULL DEFAULT 'unknown',
+    quality REAL,                       -- 0 useless to 1 clean; NULL: stored before it was assessed
     UNIQUE (archive, record_id, segment));
 CREATE INDEX records_content ON records (content);
 CREATE TABLE labels (
@@ -36,28 +38,63 @@ CREATE TABLE labels (
     PRIMARY KEY (row, name)) WITHOUT ROWID;
 CREATE TABLE turned_away (
     archive INTEGER NOT NULL, source TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
-    ingest INTEGER NOT NULL, PRIMARY KEY (archive, source)) WITHOUT ROWID;
+    ingest INTEGER NOT NULL,
+    patient TEXT,                       -- pseudonym, where the record could be read that far
+    PRIMARY KEY (archive, source)) WITHOUT ROWID;
 CREATE TABLE remarks (
     archive INTEGER NOT NULL, source TEXT NOT NULL, noticed TEXT NOT NULL, detail TEXT NOT NULL,
-    ingest INTEGER NOT NULL, PRIMARY KEY (archive, source, noticed)) WITHOUT ROWID;
+    ingest INTEGER NOT NULL,
+    patient TEXT,
+    PRIMARY KEY (archive, source, noticed)) WITHOUT ROWID;
 """
+
+# What schema 2 adds: machine measurements; measurements of the heart with their own times (events), joined to
+# records by a chosen window; patients who were forgotten, and rows whose samples are still to be overwritten.
+ADDED_IN_2 = """
+CREATE TABLE measurements (
+    row INTEGER NOT NULL REFERENCES records (row), name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (row, name)) WITHOUT ROWID;
+CREATE TABLE events (
+    event INTEGER PRIMARY KEY, patient TEXT NOT NULL, measured_at REAL NOT NULL, source TEXT NOT NULL,
+    UNIQUE (patient, measured_at, source));
+CREATE TABLE event_values (
+    event INTEGER NOT NULL REFERENCES events (event), name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (event, name)) WITHOUT ROWID;
+CREATE TABLE record_events (
+    row INTEGER PRIMARY KEY REFERENCES records (row), event INTEGER NOT NULL REFERENCES events (event));
+CREATE TABLE forgotten (patient TEXT PRIMARY KEY, forgotten_at TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE wipes (row INTEGER PRIMARY KEY);
+"""
+
+MIGRATIONS = {
+    1: """
+ALTER TABLE records ADD COLUMN device TEXT NOT NULL DEFAULT 'unknown';
+ALTER TABLE records ADD COLUMN quality REAL;
+ALTER TABLE turned_away ADD COLUMN patient TEXT;
+ALTER TABLE remarks ADD COLUMN patient TEXT;
+"""
+    + ADDED_IN_2,
+}
+"""Schema version -> the statements that lead to the next one."""
 
 
 def connect(site_dir: Path) -> sqlite3.Connection:
-    """Open the index of a site for writing, making it if it is absent.
+    """Open the index of a site for writing: made if it is absent, brought to this release's schema if it is older.
 
     Raises:
-        HemoFedError: the file is not an index, or of another schema version.
+        HemoFedError: the file is not an index, or of a later release.
     """
     path = site_dir / INDEX_FILE
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # a forgotten patient's rows are overwritten, not unlinked
         connection.execute("BEGIN IMMEDIATE")
-        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            for statement in SCHEMA.split(";\n"):
-                connection.execute(statement)
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            _migrate(connection)
+        else:
+            _run(connection, SCHEMA + ADDED_IN_2)
             connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
         connection.execute("COMMIT")
         check_schema(connection, path)
@@ -69,6 +106,22 @@ def connect(site_dir: Path) -> sqlite3.Connection:
     return connection
 
 
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Take the index to this release's schema, step by step, inside the caller's transaction."""
+    row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    version = int(row[0]) if row and row[0].isdecimal() else SCHEMA_VERSION
+    while version in MIGRATIONS:
+        _run(connection, MIGRATIONS[version])
+        version += 1
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (str(version),))
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    """Execute statement by statement: `executescript` would commit first."""
+    for statement in script.split(";\n"):
+        connection.execute(statement)
+
+
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raises HemoFedError unless the index is of this release's schema version."""
     try:
@@ -76,10 +129,15 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise damaged(path, error) from None
     version = row[0] if row else "none"
+    if version.isdecimal() and int(version) in MIGRATIONS:
+        raise HemoFedError(
+            f"{path}: made by an older release (schema {version}, this one reads {SCHEMA_VERSION}); run: "
+            f"hemofed-client migrate --site-dir {path.parent}",
+            ExitCode.BAD_SITE,
+        )
     if version != str(SCHEMA_VERSION):
         raise HemoFedError(
-            f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}; use the release that "
-            "made it, or ingest the source again into a new site folder",
+            f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}; use the release that made it",
             ExitCode.BAD_SITE,
         )
 

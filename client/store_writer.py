@@ -30,7 +30,7 @@ QUIET = (Noticed.PATIENT_FROM_RECORD_NAME, Noticed.FLAT_LEADS, Noticed.SEGMENTS_
 
 RECORD_COLUMNS = (
     "row, archive, record_id, segment, patient, split, recorded_at, age_years, sex, race, measured_at, "
-    "source_rate_hz, lead_mask, content, source, ingest"
+    "source_rate_hz, lead_mask, content, source, ingest, device"
 )
 
 
@@ -212,7 +212,7 @@ class StoreWriter:
                         record.race,
                     ),
                     *(_or_null(record.measured_at), record.sampling_rate_hz, lead_mask, content),
-                    *(record.source, self._ingest),
+                    *(record.source, self._ingest, record.device),
                 )
                 for segment, (row, start_s, lead_mask) in enumerate(
                     zip(rows, segments.starts_s, segments.lead_masks, strict=True)
@@ -223,6 +223,10 @@ class StoreWriter:
             "INSERT INTO labels VALUES (?, ?, ?)",
             [(row, name, value) for row in rows for name, value in record.labels.items()],
         )
+        self._connection.executemany(
+            "INSERT INTO measurements VALUES (?, ?, ?)",
+            [(row, name, value) for row in rows for name, value in record.measurements.items()],
+        )
         self._connection.execute(
             "DELETE FROM turned_away WHERE archive = ? AND source = ?", (self._archive, record.source)
         )
@@ -231,22 +235,22 @@ class StoreWriter:
         self._segments += len(rows)
         self._stored += 1
 
-    def _turn_away(self, source: str, reason: Reason, detail: str) -> None:
+    def _turn_away(self, source: str, reason: Reason, detail: str, patient: str | None = None) -> None:
         self._turned_away[reason.value] += 1
         if len(self._examples) < EXAMPLES:
             self._examples.append(f"{source}: {reason}: {detail}")
         self._connection.execute(
-            "INSERT OR REPLACE INTO turned_away VALUES (?, ?, ?, ?, ?)",
-            (self._archive, source, reason.value, detail, self._ingest),
+            "INSERT OR REPLACE INTO turned_away VALUES (?, ?, ?, ?, ?, ?)",
+            (self._archive, source, reason.value, detail, self._ingest, patient),
         )
 
-    def _remark(self, source: str, noticed: Noticed, detail: str) -> None:
+    def _remark(self, source: str, noticed: Noticed, detail: str, patient: str | None = None) -> None:
         self._noticed[noticed.value] += 1
         if len(self._remarks) < EXAMPLES and noticed not in QUIET:
             self._remarks.append(f"{source}: {noticed}: {detail}")
         self._connection.execute(
-            "INSERT OR REPLACE INTO remarks VALUES (?, ?, ?, ?, ?)",
-            (self._archive, source, noticed.value, detail, self._ingest),
+            "INSERT OR REPLACE INTO remarks VALUES (?, ?, ?, ?, ?, ?)",
+            (self._archive, source, noticed.value, detail, self._ingest, patient),
         )
 
     def _commit(self) -> None:

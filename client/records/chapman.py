@@ -4,12 +4,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from client.records.cinc import diagnosis_labels
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
-from client.records.record import Archive, Item
+from client.records.record import Archive, Reading, told
 from client.records.wfdb_folder import SUFFIX, read_record, readable, rows_without_record
 
 RECORDS_FOLDER = "WFDBRecords"
@@ -28,16 +29,16 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     """
     del options  # a header says all that is needed
     headers = sorted((source / RECORDS_FOLDER).rglob(f"*{SUFFIX}"))
-    return Archive(len(headers), _items(source, headers, read_labels(source / LABELS_FILE)))
+    return Archive(len(headers), _readings(source, headers, read_labels(source / LABELS_FILE)))
 
 
-def _items(source: Path, headers: Sequence[Path], table: LabelTable) -> Iterator[Item]:
-    yield from table.remarks
+def _readings(source: Path, headers: Sequence[Path], table: LabelTable) -> Iterator[Reading]:
+    yield told(table.remarks)
     present = set()
     for path in headers:
         name = readable(Path(path.stem))
         present.add(name)
         row = table.rows.get(name, LabelRow())
         row = replace(row, patient_id=row.patient_id or name)
-        yield from read_record(path, name, readable(path.relative_to(source)), row, diagnosis_labels)
-    yield from rows_without_record(table, present, SUFFIX)
+        yield partial(read_record, path, name, readable(path.relative_to(source)), row, diagnosis_labels)
+    yield told(rows_without_record(table, present, SUFFIX))

@@ -5,8 +5,9 @@ mV is what the archive's users take it for, and `--unit` says otherwise.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ from numpy.typing import NDArray
 
 from client.records.labels_csv import LabelRow
 from client.records.options import ReaderOptions
-from client.records.record import Archive, EcgRecord, Item, Noticed, Reason, Remark, TurnedAway, Unusable, known_age
+from client.records.record import (
+    Archive,
+    EcgRecord,
+    Item,
+    Noticed,
+    Reading,
+    Reason,
+    Remark,
+    TurnedAway,
+    Unusable,
+    known_age,
+)
 from client.records.tables import plain_id, read_rows
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, millivolt_per_unit
@@ -24,6 +36,7 @@ ARCHIVE, EXAMS_FILE, PARTS = "CODE-15%", "exams.csv", "exams_part*.hdf5"
 NEEDED = ("exam_id", "age", "is_male", "patient_id")
 SAMPLING_RATE_HZ, SAMPLES, UNIT = 400.0, 4096, "mV"
 TAKES = frozenset({"--unit"})
+EXAMS_AT_ONCE = 64  # opening the file again for each exam would cost more than reading it
 LABEL_COLUMNS = {
     "1dAVb": "first_degree_av_block",
     "RBBB": "right_bundle_branch_block",
@@ -49,7 +62,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     _h5py()
     parts = sorted(source.glob(PARTS), key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
     count = sum(_count(part) for part in parts)
-    return Archive(count, _items(parts, _read_exams(source / EXAMS_FILE), options.unit or UNIT))
+    return Archive(count, _readings(parts, _read_exams(source / EXAMS_FILE), options.unit or UNIT))
 
 
 def _h5py() -> Any:
@@ -104,15 +117,23 @@ def _count(part: Path) -> int:
         return 1
 
 
-def _items(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> Iterator[Item]:
+def _readings(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> Iterator[Reading]:
     for part in parts:
         try:
-            with _open_part(part) as (exam_ids, tracings):
-                for place, exam_id in enumerate(exam_ids):
-                    exam = plain_id(str(exam_id))
-                    yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", exams.get(exam), unit)
+            with _open_part(part) as (exam_ids, _):
+                names = [plain_id(str(exam_id)) for exam_id in exam_ids]
         except Unusable as unusable:
-            yield TurnedAway(part.name, unusable.reason, unusable.detail)
+            yield partial(tuple, [TurnedAway(part.name, unusable.reason, unusable.detail)])
+            continue
+        for start in range(0, len(names), EXAMS_AT_ONCE):
+            rows = [(exam, exams.get(exam)) for exam in names[start : start + EXAMS_AT_ONCE]]
+            yield partial(_read_exams_at, part, start, rows, unit)
+
+
+def _read_exams_at(part: Path, start: int, rows: Sequence[tuple[str, LabelRow | None]], unit: str) -> Iterator[Item]:
+    with _open_part(part) as (_, tracings):
+        for place, (exam, row) in enumerate(rows, start):
+            yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", row, unit)
 
 
 def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow | None, unit: str) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from client.records.record import (
     EcgRecord,
     Item,
     Noticed,
+    Reading,
     Reason,
     Remark,
     TurnedAway,
     Unusable,
+    told,
 )
-from client.records.wfdb_folder import readable
+from client.records.wfdb_folder import readable, rows_without_record
 from client.records.wfdb_header import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from client.records.wfdb_signal import LONGEST_READ_S
 from shared_model.leads import LEADS
@@ -35,25 +38,26 @@ def open_folder(source: Path, paths: Sequence[Path], read_file: ReadFile) -> Arc
     Raises:
         HemoFedError: labels.csv is broken.
     """
-    return Archive(len(paths), _items(source, paths, read_file, read_labels(source / LABELS_FILE)))
+    return Archive(len(paths), _readings(source, paths, read_file, read_labels(source / LABELS_FILE)))
 
 
-def _items(source: Path, paths: Sequence[Path], read_file: ReadFile, table: LabelTable) -> Iterator[Item]:
-    yield from table.remarks
+def _readings(source: Path, paths: Sequence[Path], read_file: ReadFile, table: LabelTable) -> Iterator[Reading]:
+    yield told(table.remarks)
     present = set()
     for path in paths:
         name = readable(path.relative_to(source))
         record_id = _without_extension(name)
         present.add(record_id)
-        try:
-            for item in read_file(path, name):
-                yield from (item,) if isinstance(item, Remark) else _joined(item, record_id, table.rows.get(record_id))
-        except Unusable as unusable:
-            yield TurnedAway(name, unusable.reason, _one_line(unusable.detail))
-    for record_id in table.rows:
-        if record_id not in present:
-            detail = "there is no such file; copy it or remove the row"
-            yield Remark(f"{LABELS_FILE}: {record_id}", Noticed.LABEL_WITHOUT_RECORD, detail)
+        yield partial(_read, read_file, path, name, record_id, table.rows.get(record_id))
+    yield told(rows_without_record(table, present, ""))
+
+
+def _read(read_file: ReadFile, path: Path, name: str, record_id: str, row: LabelRow | None) -> Iterator[Item]:
+    try:
+        for item in read_file(path, name):
+            yield from (item,) if isinstance(item, Remark) else _joined(item, record_id, row)
+    except Unusable as unusable:
+        yield TurnedAway(name, unusable.reason, _one_line(unusable.detail))
 
 
 def _one_line(detail: str) -> str:

@@ -5,6 +5,7 @@ An optional labels.csv brings patients, age, sex, times and labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from client.records.record import (
     EcgRecord,
     Item,
     Noticed,
+    Reading,
     Reason,
     Remark,
     TurnedAway,
     Unusable,
     known_age,
     known_sex,
+    told,
 )
 from client.records.wfdb_folder import readable, rows_without_record
 from client.records.wfdb_signal import LONGEST_READ_S
@@ -60,7 +63,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
             f"({files[0].name} holds {_contents(files[0])})",
             ExitCode.FORMAT_UNDECLARED,
         )
-    return Archive(len(files), _items(source, files, options, read_labels(source / LABELS_FILE)))
+    return Archive(len(files), _readings(source, files, options, read_labels(source / LABELS_FILE)))
 
 
 def _contents(path: Path) -> str:
@@ -80,15 +83,15 @@ def _arrays(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, NDArr
             yield f"{prefix}{name}", value
 
 
-def _items(source: Path, files: Sequence[Path], options: ReaderOptions, table: LabelTable) -> Iterator[Item]:
-    yield from table.remarks
+def _readings(source: Path, files: Sequence[Path], options: ReaderOptions, table: LabelTable) -> Iterator[Reading]:
+    yield told(table.remarks)
     present = set()
     for path in files:
         name = readable(path.relative_to(source))
         record_id = name.removesuffix(SUFFIX)
         present.add(record_id)
-        yield from _read_record(path, record_id, name, options, table.rows.get(record_id, LabelRow()))
-    yield from rows_without_record(table, present, SUFFIX)
+        yield partial(_read_record, path, record_id, name, options, table.rows.get(record_id, LabelRow()))
+    yield told(rows_without_record(table, present, SUFFIX))
 
 
 def _read_record(path: Path, record_id: str, source: str, options: ReaderOptions, row: LabelRow) -> Iterator[Item]:

@@ -8,6 +8,7 @@ record_list.csv, brings them; labels.csv, by study_id, brings the labels.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
@@ -17,12 +18,14 @@ from client.records.record import (
     Archive,
     Item,
     Noticed,
+    Reading,
     Reason,
     Remark,
     TurnedAway,
     Unusable,
     known_age,
     known_sex,
+    told,
     unix_seconds,
 )
 from client.records.tables import Row, Selection, parse_selection, path_inside, plain_id, read_rows
@@ -53,7 +56,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     if not count:
         raise selection.nothing(path)
     table, patients = read_labels(source / LABELS_FILE), _read_patients(source / PATIENTS_FILE)
-    return Archive(count, _items(source, selection, table, patients))
+    return Archive(count, _readings(source, selection, table, patients))
 
 
 def _read_patients(path: Path) -> Patients:
@@ -68,26 +71,30 @@ def _read_patients(path: Path) -> Patients:
     }
 
 
-def _items(source: Path, selection: Selection, table: LabelTable, patients: Patients) -> Iterator[Item]:
-    yield from table.remarks
+def _readings(source: Path, selection: Selection, table: LabelTable, patients: Patients) -> Iterator[Reading]:
+    yield told(table.remarks)
     present = set()
     for row in selection.rows(source / RECORD_LIST, NEEDED, ARCHIVE):
         study = plain_id(row["study_id"])
-        place = f"{RECORD_LIST}: study_id {study}"
         if study in table.rows:
             present.add(study)
-        try:
-            path = path_inside(source, row["path"].strip() + SUFFIX, RECORD_LIST)
-            if not path.is_file():
-                raise Unusable(Reason.MISSING_FILE, "the header that its row names is not there; copy the record")
-        except Unusable as unusable:
-            yield TurnedAway(place, unusable.reason, unusable.detail)
-            continue
         label_row = _label_row(row, table.rows.get(study, LabelRow()), patients)
-        if math.isnan(label_row.recorded_at):
-            yield Remark(place, Noticed.UNREADABLE_TIME, f"ecg_time {row['ecg_time'][:40]!r}: the header's is used")
-        yield from read_record(path, study, place, label_row)
-    yield from rows_without_record(table, present, SUFFIX)
+        yield partial(_read_row, source, row["path"].strip(), study, row["ecg_time"][:40], label_row)
+    yield told(rows_without_record(table, present, SUFFIX))
+
+
+def _read_row(source: Path, name: str, study: str, ecg_time: str, row: LabelRow) -> Iterator[Item]:
+    place = f"{RECORD_LIST}: study_id {study}"
+    try:
+        path = path_inside(source, name + SUFFIX, RECORD_LIST)
+        if not path.is_file():
+            raise Unusable(Reason.MISSING_FILE, "the header that its row names is not there; copy the record")
+    except Unusable as unusable:
+        yield TurnedAway(place, unusable.reason, unusable.detail)
+        return
+    if math.isnan(row.recorded_at):
+        yield Remark(place, Noticed.UNREADABLE_TIME, f"ecg_time {ecg_time!r}: the header's is used")
+    yield from read_record(path, study, place, row)
 
 
 def _label_row(row: Row, labels: LabelRow, patients: Patients) -> LabelRow:

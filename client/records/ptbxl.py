@@ -7,6 +7,7 @@ import ast
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from client.records.labels_csv import LabelRow
@@ -15,11 +16,13 @@ from client.records.record import (
     Archive,
     Item,
     Noticed,
+    Reading,
     Reason,
     Remark,
     TurnedAway,
     Unusable,
     known_age,
+    told,
     unix_seconds,
 )
 from client.records.tables import Row, parse_selection, path_inside, plain_id, read_rows
@@ -54,27 +57,29 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
         for row in read_rows(source / STATEMENTS_FILE, ("", "diagnostic", "diagnostic_class"), ARCHIVE)
         if row["diagnostic"] in ("1", "1.0")
     }
-    return Archive(len(rows), _items(source, rows, superclass))
+    return Archive(len(rows), _readings(source, rows, superclass))
 
 
-def _items(source: Path, rows: Sequence[Row], superclass: dict[str, str]) -> Iterator[Item]:
+def _readings(source: Path, rows: Sequence[Row], superclass: dict[str, str]) -> Iterator[Reading]:
     for row in rows:
         record_id = plain_id(row["ecg_id"])
-        try:
-            path = _header_path(source, row)
-        except Unusable as unusable:
-            name = row["filename_hr"].strip() or row["filename_lr"].strip() or f"ecg_id {record_id}"
-            yield TurnedAway(name, unusable.reason, unusable.detail)
-            continue
         label_row, remarks = _label_row(row, superclass)
-        yield from (replace(remark, source=f"{DATABASE_FILE}: ecg_id {record_id}") for remark in remarks)
-        yield from read_record(path, record_id, path.relative_to(source).as_posix(), label_row)
+        yield told(replace(remark, source=f"{DATABASE_FILE}: ecg_id {record_id}") for remark in remarks)
+        yield partial(_read_row, source, row["filename_hr"].strip(), row["filename_lr"].strip(), record_id, label_row)
 
 
-def _header_path(source: Path, row: Row) -> Path:
+def _read_row(source: Path, name_500_hz: str, name_100_hz: str, record_id: str, row: LabelRow) -> Iterator[Item]:
+    try:
+        path = _header_path(source, name_500_hz, name_100_hz)
+    except Unusable as unusable:
+        yield TurnedAway(name_500_hz or name_100_hz or f"ecg_id {record_id}", unusable.reason, unusable.detail)
+        return
+    yield from read_record(path, record_id, path.relative_to(source).as_posix(), row)
+
+
+def _header_path(source: Path, name_500_hz: str, name_100_hz: str) -> Path:
     """The 500 Hz record where its header is there, else the 100 Hz one. Raises Unusable if neither is."""
-    for column in ("filename_hr", "filename_lr"):
-        name = row[column].strip()
+    for column, name in (("filename_hr", name_500_hz), ("filename_lr", name_100_hz)):
         path = path_inside(source, f"{name}.hea", f"{DATABASE_FILE} ({column})")
         if name and path.is_file():
             return path

@@ -1,16 +1,30 @@
 """The one typed record that every reader yields, and what a reader says when there is none."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = "unknown"
 OLDEST_AGE_YEARS = 120
+# What a cart's own program measures, and the range outside which a value is a code for "not measured" or a slip.
+MEASUREMENTS = {
+    "heart_rate_bpm": (10.0, 350.0),
+    "rr_ms": (170.0, 6000.0),
+    "p_duration_ms": (10.0, 300.0),
+    "pr_ms": (30.0, 700.0),
+    "qrs_ms": (20.0, 400.0),
+    "qt_ms": (100.0, 900.0),
+    "qtc_ms": (150.0, 900.0),
+    "p_axis_deg": (-360.0, 360.0),
+    "qrs_axis_deg": (-360.0, 360.0),
+    "t_axis_deg": (-360.0, 360.0),
+}
 
 
 class Reason(StrEnum):
@@ -83,6 +97,10 @@ class EcgRecord:
     labels: Mapping[str, float] = field(default_factory=dict)
     measured_at: float = math.nan
     """Unix seconds of the measurement behind the labels."""
+    device: str = UNKNOWN
+    """The cart's model, as the source spells it."""
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    """What the cart measured, by name of `MEASUREMENTS`; what it did not measure is left out."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +122,33 @@ class Remark:
 
 
 Item = EcgRecord | TurnedAway | Remark
+Reading = Callable[[], Iterable[Item]]
+"""The reading of one record (or of one table's remarks), still to be done: `functools.partial` of a module's function
+and small data, so that it can be sent to another process."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An opened source: how many records it lists, and what they are, one after the other."""
+    """An opened source: how many records it lists, and how each is read, one after the other."""
 
     count: int
-    items: Iterator[Item]
+    readings: Iterator[Reading]
+
+    @property
+    def items(self) -> Iterator[Item]:
+        """What the readings yield, read here and now."""
+        for reading in self.readings:
+            yield from reading()
+
+
+def told(remarks: Iterable[Remark]) -> Reading:
+    """Remarks that need no reading, as a reading."""
+    return partial(tuple, list(remarks))
+
+
+def known_measurements(values: Mapping[str, float]) -> dict[str, float]:
+    """The measurements that are within their range of `MEASUREMENTS`: 29999, -1 and NaN mean "not measured"."""
+    return {name: value for name, value in values.items() if MEASUREMENTS[name][0] <= value <= MEASUREMENTS[name][1]}
 
 
 def known_sex(text: str) -> str:

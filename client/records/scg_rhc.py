@@ -6,9 +6,10 @@ wedge position, because that is when the mean wedge pressure of the Mac-Lab repo
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,14 @@ def _has_events(path: Path) -> bool:
 def open_archive(source: Path, _options: ReaderOptions) -> Archive:
     """List the records."""
     headers = _headers(source)
-    return Archive(len(headers), _items(source, headers))
+    return Archive(len(headers), (partial(_read, path, readable(path.relative_to(source))) for path in headers))
 
 
-def _items(source: Path, headers: Sequence[Path]) -> Iterator[Item]:
-    for path in headers:
-        name = readable(path.relative_to(source))
-        try:
-            yield from _read_record(path, name)
-        except Unusable as unusable:
-            yield TurnedAway(name, unusable.reason, unusable.detail)
+def _read(path: Path, name: str) -> Iterator[Item]:
+    try:
+        yield from _read_record(path, name)
+    except Unusable as unusable:
+        yield TurnedAway(name, unusable.reason, unusable.detail)
 
 
 def _read_record(path: Path, name: str) -> Iterator[EcgRecord | Remark]:

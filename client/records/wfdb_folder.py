@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
@@ -13,11 +14,13 @@ from client.records.record import (
     EcgRecord,
     Item,
     Noticed,
+    Reading,
     Remark,
     TurnedAway,
     Unusable,
     known_age,
     known_sex,
+    told,
 )
 from client.records.wfdb_header import Header, read_header, segment_names
 from client.records.wfdb_signal import read_leads
@@ -47,7 +50,7 @@ def open_records(source: Path, labels_of: LabelsOf) -> Archive:
     headers = sorted(source.rglob(f"*{SUFFIX}"))
     segments = {header.parent / f"{name}{SUFFIX}" for header in headers for name in segment_names(header)}
     records = [header for header in headers if header not in segments]
-    return Archive(len(records), _items(source, records, read_labels(source / LABELS_FILE), labels_of))
+    return Archive(len(records), _readings(source, records, read_labels(source / LABELS_FILE), labels_of))
 
 
 def _no_labels(header: Header) -> Mapping[str, float]:
@@ -55,15 +58,15 @@ def _no_labels(header: Header) -> Mapping[str, float]:
     return {}
 
 
-def _items(source: Path, headers: Sequence[Path], table: LabelTable, labels_of: LabelsOf) -> Iterator[Item]:
-    yield from table.remarks
+def _readings(source: Path, headers: Sequence[Path], table: LabelTable, labels_of: LabelsOf) -> Iterator[Reading]:
+    yield told(table.remarks)
     present = set()
     for path in headers:
         name = readable(path.relative_to(source))
         record_id = name.removesuffix(SUFFIX)
         present.add(record_id)
-        yield from read_record(path, record_id, name, table.rows.get(record_id), labels_of)
-    yield from rows_without_record(table, present, SUFFIX)
+        yield partial(read_record, path, record_id, name, table.rows.get(record_id), labels_of)
+    yield told(rows_without_record(table, present, SUFFIX))
 
 
 def rows_without_record(table: LabelTable, present: Collection[str], suffix: str) -> Iterator[Remark]:
