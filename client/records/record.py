@@ -64,6 +64,7 @@ class Noticed(StrEnum):
     FLAT_LEADS = "flat_leads"
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
+    ECG_AFTER_MEASUREMENT = "ecg_after_measurement"
 
 
 class Unusable(Exception):
