@@ -196,26 +196,35 @@ def _wanted(connection: sqlite3.Connection) -> list[tuple[int, int]]:
 def read_timeline(connection: sqlite3.Connection) -> Timeline:
     """The times of a store's ECGs, and of the events of their patients."""
     patients: dict[str, int] = {}
-    places: dict[tuple[int, str], int] = {}
     row, row_at, row_record = array("q"), array("d"), array("q")
-    record_patient, record_at = array("q"), array("d")
+    who, first_row = array("q"), array("q")
+    record: tuple[int, str] | None = None
     query = (
-        "SELECT row, archive, record_id, patient, recorded_at FROM records WHERE recorded_at IS NOT NULL ORDER BY row"
+        "SELECT row, archive, record_id, patient, recorded_at FROM records WHERE recorded_at IS NOT NULL "
+        "ORDER BY archive, record_id, segment"
     )
     for number, archive, record_id, patient, at in connection.execute(query):
-        place = places.setdefault((archive, record_id), len(places))
-        if place == len(record_at):
-            record_patient.append(patients.setdefault(patient, len(patients)))
-            record_at.append(at)
+        if (archive, record_id) != record:
+            record = (archive, record_id)
+            who.append(patients.setdefault(patient, len(patients)))
+            first_row.append(number)
         row.append(number)
         row_at.append(at)
-        row_record.append(place)
+        row_record.append(len(first_row) - 1)
+    by_row, by_first_row = np.argsort(np.array(row)), np.argsort(np.array(first_row))
+    place = np.argsort(by_first_row)
+    rows, at_of_row, record_of_row = (
+        np.array(row)[by_row],
+        np.array(row_at)[by_row],
+        place[np.array(row_record)[by_row]],
+    )
+    record_at = at_of_row[np.searchsorted(rows, np.array(first_row)[by_first_row])]
     event, events, wedge_mmhg = _read_moments(connection, patients)
     return Timeline(
-        row=np.array(row),
-        row_at=np.array(row_at),
-        row_record=np.array(row_record),
-        records=Moments(np.array(record_patient), np.array(record_at)),
+        row=rows,
+        row_at=at_of_row,
+        row_record=record_of_row,
+        records=Moments(np.array(who)[by_first_row], record_at),
         event=event,
         events=events,
         wedge_mmhg=wedge_mmhg,

@@ -266,7 +266,9 @@ def _labels(
 def _columns(entries: Iterable[tuple[str, int, float]], count: int) -> dict[str, NDArray[np.float32]]:
     columns: dict[str, NDArray[np.float32]] = {}
     for name, row, value in entries:
-        columns.setdefault(name, np.full(count, np.nan, np.float32))[row] = value
+        if name not in columns:
+            columns[name] = np.full(count, np.nan, np.float32)
+        columns[name][row] = value
     return columns
 
 
