@@ -130,8 +130,9 @@ def print_report(report: LabelReport) -> None:
     if report.imported is not None:
         console.print(_import_table(report.imported))
     console.print(_join_table(report.joined, report.settings))
-    if report.labels is not None:
+    if report.labels:
         console.print(_label_table(report.labels))
+        console.print(_distribution_table(report.labels))
     if report.windows is not None and any(figures.ecgs for figures in report.windows):
         console.print(_window_table(report.windows))
 
@@ -183,21 +184,28 @@ def _join_table(joined: JoinCounts, settings: JoinSettings) -> Table:
 
 
 def _label_table(labels: dict[str, LabelFigures]) -> Table:
-    columns = ("label", "events", "ECGs", "10 s ECGs", "patients", "min", "25%", "median", "75%", "max", "min to max")
+    columns = ("label", "events", "ECGs", "10 s ECGs", "patients")
     table = _table("labels of the store, by events and by the records themselves", *columns, *_limits())
     for name, figures in labels.items():
         counts = (figures.events, figures.ecgs, figures.segments, figures.patients)
+        shares = _percentages(figures.share_above) if figures.share_above else [""] * len(ELEVATED_MMHG)
+        table.add_row(escape(name), *map(str, counts), *shares)
+    return table
+
+
+def _distribution_table(labels: dict[str, LabelFigures]) -> Table:
+    table = _table("their distribution over ECGs", "label", "min", "25%", "median", "75%", "max", "min to max")
+    for name, figures in labels.items():
         spread = (figures.minimum, figures.lower_quartile, figures.median, figures.upper_quartile, figures.maximum)
         highest = max(figures.histogram)
         bars = "".join(BARS[-(-8 * count // highest)] for count in figures.histogram)
-        shares = _percentages(figures.share_above) if figures.share_above else [""] * len(ELEVATED_MMHG)
-        table.add_row(escape(name), *map(str, counts), *(f"{value:.4g}" for value in spread), bars, *shares)
+        table.add_row(escape(name), *(f"{value:.3g}" for value in spread), bars)
     return table
 
 
 def _window_table(windows: list[WindowFigures]) -> Table:
     columns = ("window and side", "ECGs", "patients", "recorded after", *_limits())
-    table = _table("ECGs with a wedge pressure, for any window and side", *columns)
+    table = _table("ECGs with a wedge pressure (mmHg), for any window and side", *columns)
     for figures in windows:
         counts = (figures.ecgs, figures.patients, figures.ecgs_after_event)
         table.add_row(
@@ -207,7 +215,7 @@ def _window_table(windows: list[WindowFigures]) -> Table:
 
 
 def _limits() -> list[str]:
-    return [f"> {limit} mmHg" for limit in ELEVATED_MMHG]
+    return [f"> {limit}" for limit in ELEVATED_MMHG]
 
 
 def _percentages(shares: dict[str, float]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -229,11 +230,11 @@ STUDIES = {  # study -> (subject, time)
 def make_mimic_site(folder: Path) -> Path:
     """MIMIC-IV-ECG as the archive has it, four studies of three subjects, ingested."""
     rows = []
-    for study, (subject, time) in STUDIES.items():
+    for study, (subject, ecg_time) in STUDIES.items():
         path = f"files/p{str(subject)[:4]}/p{subject}/s{study}/{study}"
         comments = [f"<subject_id>: {subject}"]
         write_wfdb(folder / "ecg", path, ecg_steps(seed=study) // 5, 200.0, MIMIC_ORDER, comments=comments)
-        rows.append({"subject_id": subject, "study_id": study, "file_name": study, "ecg_time": time, "path": path})
+        rows.append({"subject_id": subject, "study_id": study, "file_name": study, "ecg_time": ecg_time, "path": path})
     write_table(folder / "ecg" / "record_list.csv", rows)
     ingest(folder / "ecg", folder / "site")
     return folder / "site"
@@ -346,6 +347,28 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HemoFedError, match=KEY_FILE):
         label_site(site_dir, cath)
     assert not (site_dir / KEY_FILE).exists()
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.15, 0.4])
+def test_a_killed_import_leaves_the_store_as_it_was(tmp_path: Path, wait_s: float) -> None:
+    """Killed while the index is being written; run again, it ends as if nothing had happened."""
+    site_dir = make_site(tmp_path)
+    label_site(site_dir, write_cath(tmp_path))
+    before = tables(site_dir)
+    rows = "".join(f"P{row % 977},2024-05-01T10:00:{row // 977:02},20\n" for row in range(40_000))
+    large = write_cath(tmp_path, f"patient_id,measured_at,mpcwp_mmhg\n{rows}A,2024-05-01T10:00,21\n", "large.csv")
+    process = subprocess.Popen([sys.executable, "-m", "client.cli", "labels", large, "--site-dir", site_dir, "--quiet"])
+    wal = site_dir / f"{INDEX_FILE}-wal"
+    while process.poll() is None and not (wal.exists() and wal.stat().st_size):
+        time.sleep(0.002)
+    time.sleep(wait_s)
+    process.kill()
+    process.wait()
+    left = tables(site_dir)
+    assert left == before or len(left["events"]) == 40_007  # all or nothing
+    label_site(site_dir, large)
+    assert len(tables(site_dir)["events"]) == 40_007
+    assert wedges(open_store(site_dir).index) == {"a2": 21, "a3": 19}
 
 
 def test_settings_of_a_new_store(tmp_path: Path) -> None:
