@@ -14,13 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.ingest import ingest as ingest_folder
+from client.ingest_summary import IngestSummary
 from client.pseudonym import SPLIT_NAMES
 from client.records import READERS
 from client.records.options import ReaderOptions
 from client.schema import INDEX_FILE
 from client.site import Disclosure, load_site
 from client.store import RecordIndex, open_store
-from client.store_writer import IngestSummary
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import progress_bar, run_cli
 
@@ -63,6 +63,9 @@ def ingest(
     split: Annotated[
         str | None, typer.Option(help="Train/validation/test patients of a new store, percent; else 60/20/20.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read records; else all cores for a large archive.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
@@ -86,6 +89,7 @@ def ingest(
             options=options,
             split=split,
             minimum_cell=minimum_cell,
+            workers=workers,
             disclosure=disclosure,  # type: ignore[arg-type]  # checked above
             progress=progress,
         )

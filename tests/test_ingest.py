@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from client.cli import main
-from client.ingest import LOCK_FILE, ingest
+from client.ingest import ingest
+from client.lock import LOCK_FILE
 from client.schema import INDEX_FILE
 from client.site import load_site
 from client.store import ROW_BYTES, SIGNAL_FILE, open_store
