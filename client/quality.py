@@ -28,6 +28,8 @@ LARGEST_PLAUSIBLE_MV = 15.0
 FLAT_MV = 1e-3  # below one step of the store: nothing was recorded
 # The QRS fills about a tenth of a beat: the 99th centile still sees it, a few spikes or pacing pulses do not.
 PEAK_CENTILE = 99.0
+ALL_LEADS = (1 << len(LEADS)) - 1
+NONE_ABSENT = np.zeros(len(LEADS), bool)
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ def cut_segments(record: EcgRecord) -> Segments:
         raise Unusable(
             Reason.TOO_SHORT, f"{duration_s:.1f} s; an ECG of at least {SHORTEST_S} s is needed: leave it out"
         )
-    absent = np.array([lead not in record.lead_names for lead in LEADS])
     signal = resample(record.signal_mv, record.sampling_rate_hz, SAMPLING_RATE_HZ)
+    absent = NONE_ABSENT
     if record.lead_names != LEADS:
         signal = arrange(signal, record.lead_names)
+        absent = np.array([lead not in record.lead_names for lead in LEADS])
     kept: list[tuple[float, NDArray[np.int16]]] = []
     flat: set[str] = set()
     faults: list[Unusable] = []
     for start in range(0, min(signal.shape[1], MOST_SEGMENTS * SAMPLES), SAMPLES):
-        piece = signal[:, start : start + SAMPLES]
+        piece = np.ascontiguousarray(signal[:, start : start + SAMPLES])
         if piece.shape[1] < SHORTEST_S * SAMPLING_RATE_HZ:
             break
         try:
@@ -93,6 +96,8 @@ def cut_segments(record: EcgRecord) -> Segments:
 
 def lead_mask(steps: NDArray[np.int16]) -> int:
     """Bit i is set where LEADS[i] of (12, 2500) has any sample."""
+    if (steps[:, 0] != MISSING).all():  # nearly always, and much faster to see
+        return ALL_LEADS
     present = (steps != MISSING).any(axis=1)
     return int(present @ (1 << np.arange(len(LEADS))))
 
@@ -100,24 +105,25 @@ def lead_mask(steps: NDArray[np.int16]) -> int:
 def _checked(piece: NDArray[np.float32], absent: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[str]]:
     """One segment with flat leads masked and limb leads derived; raises Unusable if nothing is left."""
     least, largest, missing = extremes(piece)
-    recorded = ~absent & ~np.isnan(least)
-    if not recorded.any():
-        raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
-    flat = recorded & (largest - least < FLAT_MV)
-    usable = recorded & ~flat
-    if not usable.any():
-        raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
-    share = float(missing[usable].mean()) / piece.shape[1]
+    span = largest - least
+    usable = span >= FLAT_MV  # false for NaN, a lead without samples
+    if not usable.all():
+        recorded = ~np.isnan(span)
+        if not recorded.any():
+            raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
+        if not usable.any():
+            raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
+    share = missing[usable].sum() / (usable.sum() * piece.shape[1])
     if share > MOST_MISSING:
         raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
     if max(largest[usable].max(), -least[usable].min()) > LARGEST_PLAUSIBLE_MV:
         _refuse_implausible(piece[usable])
-    if flat.any():
-        piece = piece.copy()
-        piece[flat] = np.nan
-    if absent.any():
-        piece = derive_limb_leads(piece, absent)
-    return piece, [LEADS[lead] for lead in np.flatnonzero(flat)]
+    if usable.all():
+        return piece, []
+    flat = recorded & ~usable
+    piece = piece.copy()
+    piece[flat] = np.nan
+    return derive_limb_leads(piece, absent), [LEADS[lead] for lead in np.flatnonzero(flat)]
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:

@@ -69,8 +69,12 @@ class Header:
     comments: dict[str, str]
     """patient_id, age, sex, race, dx as written in the comments, where they are."""
 
+    def beside(self, name: str) -> str:
+        """The path of a file in the header's folder."""
+        return os.path.join(os.path.dirname(self.path), name)
 
-def split_header(path: Path) -> tuple[list[str], list[str]]:
+
+def split_header(path: Path | str) -> tuple[list[str], list[str]]:
     """The lines and the comments of a header. Raises Unusable if it cannot be read or is empty."""
     try:
         with open(path, "rb", buffering=0) as file:  # unbuffered: a header is read in one piece
@@ -88,7 +92,7 @@ def split_header(path: Path) -> tuple[list[str], list[str]]:
     return lines, [line.lstrip("#").strip() for line in stripped if line.startswith("#")]
 
 
-def segment_names(path: Path) -> tuple[str, ...]:
+def segment_names(path: Path | str) -> tuple[str, ...]:
     """The segment records that a multi-segment header joins; empty for any other file."""
     try:
         return _segments(split_header(path)[0])
@@ -215,7 +219,7 @@ def check_files(header: Header) -> None:
         files.setdefault(signal.file_name, []).append(signal)
     for name, signals in files.items():
         try:
-            found = os.stat(os.path.join(header.path.parent, name))
+            found = os.stat(header.beside(name))
             is_file, size = stat.S_ISREG(found.st_mode), found.st_size
         except OSError:
             is_file, size = False, 0

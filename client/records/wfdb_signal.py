@@ -1,6 +1,5 @@
 """The samples of a WFDB record in millivolt: by wfdb, or for plain format 16 by an equal raw read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,7 +91,7 @@ def read_plain(header: Header, length: int, channels: Channels) -> NDArray[np.fl
 def read_steps(header: Header, length: int) -> NDArray[np.int16]:
     """The first `length` samples of a plain record as they lie in the file: (time, channel)."""
     first = header.signals[0]
-    name = os.path.join(header.path.parent, first.file_name)
+    name = header.beside(first.file_name)
     steps = np.fromfile(name, "<i2", length * len(header.signals), offset=first.byte_offset)
     return steps.reshape(length, len(header.signals))
 
