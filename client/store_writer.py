@@ -47,23 +47,24 @@ def open_signals(site_dir: Path, connection: sqlite3.Connection) -> Iterator[Bin
         )
     with path.open("r+b") as file:
         file.truncate(end * ROW_BYTES)
-        wipe_forgotten(file, connection, end)
+        wipe_forgotten(file, connection)
         file.seek(0, os.SEEK_END)
         yield file
 
 
 def end_of_rows(connection: sqlite3.Connection) -> int:
-    """The row after the last one in use. A forgotten patient leaves unused rows between others."""
-    return int(connection.execute("SELECT coalesce(max(row) + 1, 0) FROM records").fetchone()[0])
+    """The row after the last one that was ever used: a forgotten patient's rows are not used again."""
+    in_use = connection.execute("SELECT coalesce(max(row) + 1, 0) FROM records").fetchone()[0]
+    once = connection.execute("SELECT value FROM meta WHERE key = 'next_row'").fetchone()
+    return max(int(in_use), int(once[0]) if once else 0)
 
 
-def wipe_forgotten(file: BinaryIO, connection: sqlite3.Connection, end: int) -> None:
+def wipe_forgotten(file: BinaryIO, connection: sqlite3.Connection) -> None:
     """Overwrite the samples of forgotten patients' rows, on the disk, before they are struck off the list."""
     rows = [row for (row,) in connection.execute("SELECT row FROM wipes ORDER BY row")]
     for row in rows:
-        if row < end:
-            file.seek(row * ROW_BYTES)
-            file.write(WIPED_ROW)
+        file.seek(row * ROW_BYTES)
+        file.write(WIPED_ROW)
     file.flush()
     os.fsync(file.fileno())
     if rows:
