@@ -51,7 +51,9 @@ def test_nothing_of_the_patient_is_left_and_the_others_are_as_they_were(source: 
     signals = before.read(np.array(kept))
     before.derived("mean", 1, lambda steps: steps[:, 0, :1].astype(np.float32))
     pseudonym = patient_key(site_dir).pseudonym("ann")
-    gone = [position for position, key in enumerate(before.index.patient) if before.index.patient_keys[key] == pseudonym]
+    gone = [
+        position for position, key in enumerate(before.index.patient) if before.index.patient_keys[key] == pseudonym
+    ]
     assert len(gone) == 2
     assert b"short-of-ann" in all_text(site_dir)  # the negative control of what is asserted below
 
