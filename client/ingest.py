@@ -54,9 +54,15 @@ def ingest(
             work in the folder. That nothing was stored is not raised: see `IngestSummary.usable`.
     """
     source, site_dir = Path(source).resolve(), Path(site_dir)
-    format_name = choose_format(source, format)
     try:
+        format_name = choose_format(source, format)
         archive = open_archive(source, format_name, options)
+    except OSError as error:
+        raise HemoFedError(
+            f"{error.filename or source}: {error.strerror}; make the folder readable for this user",
+            ExitCode.BAD_SOURCE,
+        ) from None
+    try:
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with hold_lock(site_dir):
             _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
