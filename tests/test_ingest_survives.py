@@ -195,21 +195,21 @@ def open_folder() -> Iterator[Path]:
 @pytest.mark.parametrize("closed", ["site", "source"])
 def test_a_folder_that_may_not_be_used_is_one_clear_error(open_folder: Path, closed: str) -> None:
     source, site_dir = open_folder / "source", open_folder / "site"
-    write_record(source, "a", ecg_steps(seed=1), comments=["patient_id: 1"])
+    write_record(source / "inner", "a", ecg_steps(seed=1), comments=["patient_id: 1"])
     ingest(source, site_dir)
-    write_record(source, "b", ecg_steps(seed=2), comments=["patient_id: 1"])
+    write_record(source / "outer", "b", ecg_steps(seed=2), comments=["patient_id: 1"])
     if closed == "site":
         for path in (site_dir, *site_dir.iterdir()):
             path.chmod(0o555 if path.is_dir() else 0o444)
     else:
         site_dir.chmod(0o777)
-        source.chmod(0)
+        (source / "inner").chmod(0)
     words = [sys.executable, "-c", AS_NOBODY, str(source), "--site-dir", str(site_dir)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert ended.returncode == (ExitCode.BAD_SITE if closed == "site" else ExitCode.BAD_SOURCE), ended.stderr
     (line,) = ended.stderr.splitlines()
     assert "denied" in line
-    for path in (source, site_dir, *site_dir.iterdir()):
+    for path in (source / "inner", site_dir, *site_dir.iterdir()):
         path.chmod(0o755)
     (site_dir / "patient.key").chmod(0o600)
     assert len(open_store(site_dir).index) == 1
