@@ -75,8 +75,8 @@ def test_extremes_are_numpys(signal: np.ndarray) -> None:
     for lead, samples in enumerate(signal):
         there = samples[~np.isnan(samples)]
         assert missing[lead] == len(samples) - len(there)
-        np.testing.assert_equal(least[lead], there.min() if len(there) else np.nan)
-        np.testing.assert_equal(largest[lead], there.max() if len(there) else np.nan)
+        np.testing.assert_array_equal(least[lead], there.min() if len(there) else np.nan)
+        np.testing.assert_array_equal(largest[lead], there.max() if len(there) else np.nan)
 
 
 def test_without_a_place_for_the_compiled_code_it_is_compiled_each_time() -> None:
