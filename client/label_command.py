@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.ingest import _only_one as hold_lock
 from client.label_join import JoinSettings, Side
 from client.label_summary import (
     ELEVATED_MMHG,
@@ -23,6 +22,7 @@ from client.label_summary import (
     window_figures,
 )
 from client.labels import ImportCounts, import_events, join, read_timeline, settings_of, settle, transaction
+from client.lock import hold_lock
 from client.pseudonym import KEY_FILE, patient_key
 from client.schema import INDEX_FILE, check_schema, connect, damaged
 from client.store import Progress, open_store

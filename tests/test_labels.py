@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest import _only_one as hold_lock
+from client.forget import forget
 from client.ingest import ingest
 from client.label_command import label_site
 from client.labels import join, late_label, settings_of
+from client.lock import hold_lock
 from client.pseudonym import KEY_FILE, patient_key
 from client.records.record import EcgRecord, Noticed, unix_seconds
 from client.schema import INDEX_FILE, connect
@@ -174,6 +175,18 @@ def test_the_records_own_label_goes_before_the_events(tmp_path: Path) -> None:
     assert index.labels["af"][1:3].tolist() == [1, 0]
     assert index.measured_at[1] == unix_seconds("2024-05-01T09:30")
     assert index.measured_at[2] == unix_seconds("2024-05-02T08:00")  # the rhythm has no time of its own
+
+
+def test_labels_stay_with_their_ecgs_when_a_patient_before_them_is_forgotten(tmp_path: Path) -> None:
+    site_dir = make_site(tmp_path, ",measured_at,mpcwp_mmhg", {"b1": ",2024-05-01T12:30,13"})
+    label_site(site_dir, write_cath(tmp_path), window_hours=72)
+    assert forget(site_dir, "A").events == 2
+    index = open_store(site_dir).index
+    assert np.nan_to_num(index.labels["mpcwp_mmhg"]).tolist() == [13, 17, 0]
+    assert index.measured_at[1] == unix_seconds("2024-05-04T09:00")
+    again = label_site(site_dir, write_cath(tmp_path))
+    assert again.imported is not None
+    assert (again.imported.events_new, again.imported.events_of_forgotten, again.joined.events) == (0, 2, 4)
 
 
 def test_segments_that_begin_after_the_event_are_not_labelled(tmp_path: Path) -> None:
