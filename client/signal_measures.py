@@ -43,7 +43,7 @@ class Measures:
     """What is measured of one ECG; each array is (12,) in canonical order, 0 where nothing could be measured."""
 
     missing_share: NDArray[np.float64]
-    """Of the lead's samples."""
+    """Of its windows, those with a missing sample."""
     flat_share: NDArray[np.float64]
     """Of its valid windows, those in a stretch of 1 s or more without a step above 1 uV from sample to sample."""
     span_mv: NDArray[np.float64]
@@ -124,7 +124,7 @@ def _measure_lead(steps: NDArray[np.int16], measured: NDArray[np.float64]) -> No
         low[window], high[window], mean[window] = _range_and_mean(piece)
         noise[window], still[window] = _noise_and_still(piece)
     present = low != _MISSING
-    measured[0] = _missing_share(steps, present)
+    measured[0] = 1 - present.mean()
     if not present.any():
         return
     measured[1] = _flat_share(still, present)
@@ -168,16 +168,6 @@ def _noise_and_still(piece: NDArray[np.int16]) -> tuple[float, int]:
     for i in range(1, WINDOW):
         moving += abs(np.int32(piece[i]) - np.int32(piece[i - 1])) > LARGEST_FLAT_STEP
     return total / (WINDOW - 2 * NOISE_LAG), moving == 0
-
-
-@numba.njit(cache=True, nogil=True)
-def _missing_share(steps: NDArray[np.int16], present: NDArray[np.bool_]) -> float:
-    if present.all() and steps.size % WINDOW == 0:
-        return 0.0
-    missing = 0
-    for i in range(steps.size):
-        missing += steps[i] == _MISSING
-    return missing / steps.size
 
 
 @numba.njit(cache=True, nogil=True)
