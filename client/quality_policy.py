@@ -106,7 +106,8 @@ def apply_policy(policy: QualityPolicy, quality: Quality) -> tuple[str, ...]:
     for finding, leads in quality.findings.items():
         action = getattr(policy, finding.value)
         if action == "turn_away":
-            raise Unusable(_REASONS.get(finding, Reason.LOW_QUALITY), explain(finding, leads))
+            reason = _REASONS.get(finding, Reason.LOW_QUALITY)
+            raise Unusable(reason, EXPLANATIONS[finding] if finding in _REASONS else explain(finding, leads))
         if action == "mask":
             to_mask.update(leads)
     if quality.score < policy.minimum_score:

@@ -17,6 +17,8 @@ WINDOWS_A_SECOND = 5
 VALID_WINDOWS_OF_A_SECOND = 3
 # The fifth largest of all windows: a beat at 30/min comes five times in 10 s, an artefact usually less often.
 QRS_RANK = 5
+# Of the peak to peak of a QRS, less than a third is narrower than 12 ms; of a pacing spike nearly all.
+SPIKE_RATIO = 1.5
 # The third noisiest second of ten, the second of five: a burst has to last to count.
 NOISY_SHARE = 0.3
 NOISE_LAG = 2
@@ -34,33 +36,45 @@ DIFFERENCE_LAG = 5
 COMPARED = ("I", "II", "III", "aVR", "aVL", "aVF", "V5", "V6")
 """Rows and columns of `Measures.products`."""
 _COMPARED_ROWS = np.array([LEADS.index(lead) for lead in COMPARED])
-_COLUMNS = 8
 _MISSING = int(MISSING)
+SMALLEST_QRS_MV = 0.03
+COLUMNS = (
+    "flat_share",
+    "missing_share",
+    "rail_share",
+    "off_scale_share",
+    "noise_mv",
+    "wander_mv",
+    "span_mv",
+    "upright",
+)
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of one ECG; each array is (12,) in canonical order, 0 where nothing could be measured."""
+    """What is measured of one ECG."""
 
-    missing_share: NDArray[np.float64]
-    """Of its windows, those with a missing sample."""
-    flat_share: NDArray[np.float64]
-    """Of its valid windows, those in a stretch of 1 s or more without a step above 1 uV from sample to sample."""
-    span_mv: NDArray[np.float64]
-    """Peak to peak of the QRS complex: the fifth largest span of a 200 ms window. Also of limb leads that are
-    not recorded but follow from I and II."""
-    noise_mv: NDArray[np.float64]
-    """Amplitude of a 50 or 60 Hz sine as noisy as the quietest window of the third noisiest second of ten."""
-    wander_mv: NDArray[np.float64]
-    """Between the lowest and the highest mean of a second."""
-    rail_share: NDArray[np.float64]
-    """Of the lead's samples, those on a plateau at its maximum or minimum."""
-    off_scale_share: NDArray[np.float64]
-    """Of the lead's samples, those more than 10 mV from its middle, the median of the means of a second."""
-    upright: NDArray[np.float64]
-    """-1 to 1: whether the lead's largest deflections from its middle are negative or positive."""
+    table: NDArray[np.float64]
+    """(12, 8): leads in canonical order by COLUMNS, 0 where nothing could be measured.
+
+    - flat_share: of the windows, those in a stretch of 1 s or more without a step above 1 uV from sample to sample;
+      1 where the QRS is smaller than 0.03 mV.
+    - missing_share: of the windows, those with a missing sample.
+    - rail_share: of the samples, those on a plateau at the lead's maximum or minimum.
+    - off_scale_share: of the samples, those more than 10 mV from the lead's middle, the median of the means of a
+      second.
+    - noise_mv: amplitude of a 50 or 60 Hz sine as noisy as the quietest window of the third noisiest second of ten.
+    - wander_mv: between the lowest and the highest mean of a second.
+    - span_mv: the QRS from peak to peak, taken as the fifth largest range of a window. Pacing spikes, narrower than
+      12 ms, do not count. Also of limb leads that are not recorded but follow from I and II.
+    - upright: -1 to 1, whether the largest deflections from the middle are negative or positive, spikes left out.
+    """
     products: NDArray[np.float64]
     """(8, 8), leads of COMPARED: sum over time of products of the differences x[i] - x[i-5] (20 ms), mV squared."""
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """(12,): one of COLUMNS."""
+        return self.table[:, COLUMNS.index(name)]
 
 
 def measure(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Measures:
@@ -72,33 +86,33 @@ def measure(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Measures:
     if steps.shape[0] != len(LEADS) or steps.shape[1] < SAMPLING_RATE_HZ:
         raise ValueError(f"steps of shape {steps.shape}; 12 leads of at least {SAMPLING_RATE_HZ} samples are needed")
     steps = np.ascontiguousarray(steps)
-    leads = np.zeros((len(LEADS), _COLUMNS))
-    _measure_leads(steps, recorded, leads)
+    table = np.zeros((len(LEADS), len(COLUMNS)))
+    _measure_leads(steps, recorded, table)
     products = np.zeros((len(COMPARED), len(COMPARED)))
     _measure_products(steps, recorded, products)
-    return Measures(*leads.T, products)
+    return Measures(table, products)
 
 
 @numba.njit(cache=True, nogil=True)
-def _measure_leads(steps: NDArray[np.int16], recorded: NDArray[np.bool_], leads: NDArray[np.float64]) -> None:
+def _measure_leads(steps: NDArray[np.int16], recorded: NDArray[np.bool_], table: NDArray[np.float64]) -> None:
     derived = np.empty(steps.shape[1], np.int16)
     for lead in range(steps.shape[0]):
         if recorded[lead]:
-            _measure_lead(steps[lead], leads[lead])
+            _measure_lead(steps[lead], table[lead])
         elif 2 <= lead < 6 and recorded[0] and recorded[1]:
             _derive(lead, steps[0], steps[1], derived)
-            scratch = np.zeros(leads.shape[1])
+            scratch = np.zeros(table.shape[1])
             _measure_lead(derived, scratch)
-            leads[lead, 2] = scratch[2]
+            table[lead, 6] = scratch[6]
 
 
 @numba.njit(cache=True, nogil=True)
 def _derive(lead: int, first: NDArray[np.int16], second: NDArray[np.int16], derived: NDArray[np.int16]) -> None:
     """III, aVR, aVL or aVF (2 to 5) of I and II, in whole steps."""
     for i in range(first.size):
-        one, two = np.int32(first[i]), np.int32(second[i])
+        one, two = int(first[i]), int(second[i])
         if one == _MISSING or two == _MISSING:
-            derived[i] = _MISSING
+            derived[i] = np.int16(_MISSING)
             continue
         if lead == 2:
             value = two - one
@@ -108,7 +122,7 @@ def _derive(lead: int, first: NDArray[np.int16], second: NDArray[np.int16], deri
             value = one - two // 2
         else:
             value = two - one // 2
-        derived[i] = min(max(value, -32767), 32767)
+        derived[i] = np.int16(min(max(value, -32767), 32767))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -116,37 +130,33 @@ def _measure_lead(steps: NDArray[np.int16], measured: NDArray[np.float64]) -> No
     windows = steps.size // WINDOW
     low = np.empty(windows, np.int32)
     high = np.empty(windows, np.int32)
+    held_low = np.empty(windows, np.int32)
+    held_high = np.empty(windows, np.int32)
     mean = np.empty(windows)
     noise = np.empty(windows)
     still = np.empty(windows, np.int32)
     for window in range(windows):
         piece = steps[window * WINDOW : (window + 1) * WINDOW]
         low[window], high[window], mean[window] = _range_and_mean(piece)
+        held_low[window], held_high[window] = _held_range(piece)
         noise[window], still[window] = _noise_and_still(piece)
     present = low != _MISSING
-    measured[0] = 1 - present.mean()
+    measured[1] = 1 - present.mean()
     if not present.any():
         return
-    measured[1] = _flat_share(still, present)
-    largest = _largest(high - low, present)
-    measured[2] = largest / 1000
-    measured[3], measured[4], middle = _by_second(noise, mean, present)
+    measured[6] = _largest(_spans(high - low, held_high - held_low), present) / 1000
+    measured[0] = _flat_share(still, present) if measured[6] >= SMALLEST_QRS_MV else 1.0
+    measured[4], measured[5], middle = _by_second(noise, mean, present)
     floor, ceiling = low[present].min(), high[present].max()
-    measured[5] = _rail_share(steps, floor, ceiling, middle)
-    measured[6] = _off_scale_share(steps, floor, ceiling, middle)
-    up = 0.0
-    down = 0.0
-    for window in range(windows):
-        if present[window]:
-            up += (high[window] - middle) ** 2
-            down += (middle - low[window]) ** 2
-    measured[7] = (up - down) / (up + down) if up + down > 0 else 0.0
+    measured[2] = _rail_share(steps, floor, ceiling, middle)
+    measured[3] = _off_scale_share(steps, floor, ceiling, middle)
+    measured[7] = _upright(held_low, held_high, present, middle)
 
 
 @numba.njit(cache=True, nogil=True)
-def _range_and_mean(piece: NDArray[np.int16]) -> tuple[int, int, float]:
-    low = piece[0]
-    high = piece[0]
+def _range_and_mean(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16, float]:
+    low = np.int16(piece[0])
+    high = np.int16(piece[0])
     total = np.int32(0)
     for i in range(WINDOW):
         value = piece[i]
@@ -154,6 +164,23 @@ def _range_and_mean(piece: NDArray[np.int16]) -> tuple[int, int, float]:
         high = max(high, value)
         total += np.int32(value)
     return low, high, total / WINDOW
+
+
+@numba.njit(cache=True, nogil=True)
+def _held_range(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16]:
+    """The lowest and the highest value that three samples in a row (12 ms) go beyond."""
+    low = np.int16(32767)
+    high = np.int16(-32768)
+    for i in range(2, WINDOW):
+        low = min(low, max(piece[i], piece[i - 1], piece[i - 2]))
+        high = max(high, min(piece[i], piece[i - 1], piece[i - 2]))
+    return low, high
+
+
+@numba.njit(cache=True, nogil=True)
+def _spans(full: NDArray[np.int32], held: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The range of each window; that of 12 ms where the rest is a spike, which loses far more than a QRS does."""
+    return np.where(full > SPIKE_RATIO * np.maximum(held, 0), np.maximum(held, 0), full)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -180,11 +207,11 @@ def _flat_share(still: NDArray[np.int32], present: NDArray[np.bool_]) -> float:
             flat += FLAT_WINDOWS
         elif run > FLAT_WINDOWS:
             flat += 1
-    return flat / present.sum()
+    return float(flat / present.sum())
 
 
 @numba.njit(cache=True, nogil=True)
-def _largest(span: NDArray[np.int32], present: NDArray[np.bool_]) -> int:
+def _largest(span: NDArray[np.int32], present: NDArray[np.bool_]) -> np.int32:
     """The fifth largest span, or the smallest where there are fewer windows."""
     top = np.zeros(min(QRS_RANK, present.sum()), np.int32)
     for window in range(span.size):
@@ -195,7 +222,18 @@ def _largest(span: NDArray[np.int32], present: NDArray[np.bool_]) -> int:
             top[place] = top[place - 1]
             place -= 1
         top[place] = span[window]
-    return top[-1]
+    return np.int32(top[-1])
+
+
+@numba.njit(cache=True, nogil=True)
+def _upright(low: NDArray[np.int32], high: NDArray[np.int32], present: NDArray[np.bool_], middle: float) -> float:
+    up = 0.0
+    down = 0.0
+    for window in range(low.size):
+        if present[window]:
+            up += (high[window] - middle) ** 2
+            down += (low[window] - middle) ** 2
+    return (up - down) / (up + down) if up + down > 0 else 0.0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -278,9 +316,7 @@ def _off_scale_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle:
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _measure_products(
-    steps: NDArray[np.int16], recorded: NDArray[np.bool_], products: NDArray[np.float64]
-) -> None:
+def _measure_products(steps: NDArray[np.int16], recorded: NDArray[np.bool_], products: NDArray[np.float64]) -> None:
     """Differences over 20 ms take the baseline away and keep the QRS; an instant that one lead misses is left out."""
     count = steps.shape[1] - DIFFERENCE_LAG
     difference = np.zeros((_COMPARED_ROWS.size, count), np.float32)
