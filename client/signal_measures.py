@@ -33,6 +33,8 @@ RAIL_RUN = 4
 RAIL_RUNS = 3
 LONG_RAIL_RUN = SAMPLING_RATE_HZ // 2
 DIFFERENCE_LAG = 5
+LARGEST_CHANGE = 1.5  # times the QRS from peak to peak
+SMALLEST_CHANGE_MV = 0.1
 COMPARED = ("I", "II", "III", "aVR", "aVL", "aVF", "V5", "V6")
 """Rows and columns of `Measures.products`."""
 _COMPARED_ROWS = np.array([LEADS.index(lead) for lead in COMPARED])
@@ -70,7 +72,8 @@ class Measures:
     - upright: -1 to 1, whether the largest deflections from the middle are negative or positive, spikes left out.
     """
     products: NDArray[np.float64]
-    """(8, 8), leads of COMPARED: sum over time of products of the differences x[i] - x[i-5] (20 ms), mV squared."""
+    """(8, 8), leads of COMPARED: sum over time of products of the differences x[i] - x[i-5] (20 ms), mV squared.
+    Instants that a lead misses, and artefacts larger than its QRS, are left out for all leads."""
 
     def column(self, name: str) -> NDArray[np.float64]:
         """(12,): one of COLUMNS."""
@@ -89,7 +92,7 @@ def measure(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Measures:
     table = np.zeros((len(LEADS), len(COLUMNS)))
     _measure_leads(steps, recorded, table)
     products = np.zeros((len(COMPARED), len(COMPARED)))
-    _measure_products(steps, recorded, products)
+    _measure_products(steps, recorded, table, products)
     return Measures(table, products)
 
 
@@ -316,22 +319,28 @@ def _off_scale_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle:
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _measure_products(steps: NDArray[np.int16], recorded: NDArray[np.bool_], products: NDArray[np.float64]) -> None:
-    """Differences over 20 ms take the baseline away and keep the QRS; an instant that one lead misses is left out."""
+def _measure_products(
+    steps: NDArray[np.int16], recorded: NDArray[np.bool_], table: NDArray[np.float64], products: NDArray[np.float64]
+) -> None:
+    """Differences over 20 ms take the baseline away and keep the QRS.
+
+    An instant is left out for all leads if one lead misses it or changes by more there than its QRS can.
+    """
     count = steps.shape[1] - DIFFERENCE_LAG
     difference = np.zeros((_COMPARED_ROWS.size, count), np.float32)
-    usable = np.ones(steps.shape[1], np.bool_)
-    for row in _COMPARED_ROWS:
-        if recorded[row]:
-            for i in range(steps.shape[1]):
-                usable[i] &= steps[row, i] != _MISSING
+    usable = np.ones(count, np.bool_)
     for k, row in enumerate(_COMPARED_ROWS):
-        if recorded[row]:
-            for i in range(count):
-                both = usable[i] & usable[i + DIFFERENCE_LAG]
-                change = np.int32(steps[row, i + DIFFERENCE_LAG]) - np.int32(steps[row, i])
-                difference[k, i] = np.float32(change) * np.float32(0.001) * both
+        if not recorded[row] or table[row, 1] == 1:
+            continue
+        largest = np.float32(max(LARGEST_CHANGE * table[row, 6], SMALLEST_CHANGE_MV))
+        for i in range(count):
+            before, after = steps[row, i], steps[row, i + DIFFERENCE_LAG]
+            change = np.float32(np.int32(after) - np.int32(before)) * np.float32(0.001)
+            usable[i] &= (before != _MISSING) & (after != _MISSING) & (abs(change) <= largest)
+            difference[k, i] = change
     for k in range(_COMPARED_ROWS.size):
+        for i in range(count):
+            difference[k, i] *= usable[i]
         for m in range(k + 1):
             total = np.float32(0)
             for i in range(count):

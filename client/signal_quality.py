@@ -94,13 +94,16 @@ def _limb_findings(
     if not {"I", "II"} <= usable:
         return {}
     products = measures.products.tolist()
+    found: dict[Finding, tuple[str, ...]] = {}
     wrong = tuple(lead for lead in _MADE_OF if lead in usable and _contradicts(products, lead))
     if wrong:
-        return {Finding.INCONSISTENT_LIMB_LEADS: wrong}
+        found[Finding.INCONSISTENT_LIMB_LEADS] = wrong
+    if not {"III", "aVR"}.isdisjoint(wrong):  # then I and II themselves are in doubt
+        return found
     upright = measures.column("upright")[LEADS.index("V6")] > 0
     if _arm_on_right_leg(measures) or ({"V5", "V6"} <= usable and upright and _upside_down(products)):
-        return {Finding.LIMB_LEAD_REVERSAL: tuple(lead for lead in recorded if lead in LEADS[:6])}
-    return {}
+        found[Finding.LIMB_LEAD_REVERSAL] = tuple(lead for lead in recorded if lead in LEADS[:6])
+    return found
 
 
 def _contradicts(products: list[list[float]], lead: str) -> bool:
