@@ -34,12 +34,12 @@ RAIL_RUNS = 3
 LONG_RAIL_RUN = SAMPLING_RATE_HZ // 2
 DIFFERENCE_LAG = 5
 LARGEST_CHANGE = 1.5  # times the QRS from peak to peak
-SMALLEST_CHANGE_MV = 0.1
+SMALLEST_CHANGE = 100
 COMPARED = ("I", "II", "III", "aVR", "aVL", "aVF", "V5", "V6")
 """Rows and columns of `Measures.products`."""
 _COMPARED_ROWS = np.array([LEADS.index(lead) for lead in COMPARED])
 _MISSING = int(MISSING)
-SMALLEST_QRS_MV = 0.03
+SMALLEST_QRS_MV = 0.01  # what follows I and II can be almost isoelectric at low voltage
 COLUMNS = (
     "flat_share",
     "missing_share",
@@ -60,7 +60,7 @@ class Measures:
     """(12, 8): leads in canonical order by COLUMNS, 0 where nothing could be measured.
 
     - flat_share: of the windows, those in a stretch of 1 s or more without a step above 1 uV from sample to sample;
-      1 where the QRS is smaller than 0.03 mV.
+      1 where the QRS is smaller than 0.01 mV.
     - missing_share: of the windows, those with a missing sample.
     - rail_share: of the samples, those on a plateau at the lead's maximum or minimum.
     - off_scale_share: of the samples, those more than 10 mV from the lead's middle, the median of the means of a
@@ -332,12 +332,12 @@ def _measure_products(
     for k, row in enumerate(_COMPARED_ROWS):
         if not recorded[row] or table[row, 1] == 1:
             continue
-        largest = np.float32(max(LARGEST_CHANGE * table[row, 6], SMALLEST_CHANGE_MV))
+        largest = np.int32(max(LARGEST_CHANGE * round(table[row, 6] * 1000), SMALLEST_CHANGE))
         for i in range(count):
             before, after = steps[row, i], steps[row, i + DIFFERENCE_LAG]
-            change = np.float32(np.int32(after) - np.int32(before)) * np.float32(0.001)
+            change = np.int32(after) - np.int32(before)
             usable[i] &= (before != _MISSING) & (after != _MISSING) & (abs(change) <= largest)
-            difference[k, i] = change
+            difference[k, i] = np.float32(change) * np.float32(0.001)
     for k in range(_COMPARED_ROWS.size):
         for i in range(count):
             difference[k, i] *= usable[i]

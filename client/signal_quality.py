@@ -29,7 +29,8 @@ _SHARES = 4  # the first columns, which lie between 0 and 1
 # Am J Cardiol 1985;55:485). Normal is up to 175 mm.
 LARGEST_QRS_SUM_MV = 60.1
 LARGEST_RESIDUAL = 0.5
-OPPOSED = -0.4
+OPPOSED = -0.4  # correlation of differences
+UPRIGHT = 0.2
 FLAT_LIMB_SHARE = 0.05
 # Einthoven and Goldberger: each of these and its parts in I and II (Kligfield et al., Circulation 2007;115:1306).
 _MADE_OF = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
@@ -100,7 +101,7 @@ def _limb_findings(
         found[Finding.INCONSISTENT_LIMB_LEADS] = wrong
     if not {"III", "aVR"}.isdisjoint(wrong):  # then I and II themselves are in doubt
         return found
-    upright = measures.column("upright")[LEADS.index("V6")] > 0
+    upright = measures.column("upright")[LEADS.index("V6")] > UPRIGHT
     if _arm_on_right_leg(measures) or ({"V5", "V6"} <= usable and upright and _upside_down(products)):
         found[Finding.LIMB_LEAD_REVERSAL] = tuple(lead for lead in recorded if lead in LEADS[:6])
     return found
