@@ -82,8 +82,8 @@ class QualityPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    minimum_score: float = Field(default=0.05, ge=0, le=1)
-    """An ECG with a lower score is turned away."""
+    minimum_score: float = Field(default=0.02, ge=0, le=1)
+    """An ECG with a lower score is turned away. One clean lead of twelve has 0.04."""
     flat_lead: LeadAction = "mask"
     missing_samples: LeadAction = "accept"
     clipped: LeadAction = "accept"

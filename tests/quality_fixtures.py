@@ -1,5 +1,6 @@
 """ECGs whose quality is known: a clean one that fits itself, electrodes swapped, and a slow measure of quality."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def _slow_products(signal_mv: np.ndarray, recorded: np.ndarray, table: np.ndarra
     return change @ change.T
 
 
-def labels(path: Path) -> dict[str, str]:
-    """Record -> quality of cinc2011-dev."""
-    lines = path.read_text(encoding="utf-8").split()[1:]
-    return {line.split(",")[0]: line.split(",")[1] for line in lines}
+def table_column(path: Path, key: str, column: str) -> dict[str, str]:
+    """Two columns of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row[key]: row[column] for row in csv.DictReader(file)}
