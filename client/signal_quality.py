@@ -8,6 +8,7 @@ chosen by what can be read on ECG paper (10 mm/mV), and are the same for every l
 from collections.abc import Mapping
 from math import sqrt
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,31 +50,41 @@ def assess(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Quality:
         ValueError: not 12 leads, or shorter than a second.
     """
     measures = measure(steps, recorded)
-    excess = _excess(measures.table)
+    excess, of_all = _excess_and_scores(measures.table, _LIMITS)
+    of_leads = of_all[recorded].tolist()
     findings: dict[Finding, tuple[str, ...]] = {}
-    for column, lead in np.argwhere(excess.T > 1).tolist():
-        findings[_FINDINGS[column]] = (*findings.get(_FINDINGS[column], ()), LEADS[lead])
+    if min(of_leads, default=0) <= 0.5:  # one measure above its limit takes a lead there
+        for column, lead in np.argwhere(excess.T > 1).tolist():
+            findings[_FINDINGS[column]] = (*findings.get(_FINDINGS[column], ()), LEADS[lead])
     if _qrs_sum_mv(measures, findings) > LARGEST_QRS_SUM_MV:
         findings[Finding.WRONG_GAIN] = ()
     names = tuple(lead for lead, there in zip(LEADS, recorded.tolist(), strict=True) if there)
     findings |= _limb_findings(measures, findings, names)
     if steps.shape[1] < SAMPLES:
         findings[Finding.SHORT_DURATION] = ()
-    of_leads = (1 / (1 + excess * excess).prod(axis=1))[recorded].tolist()
     score = (sum(of_leads) / len(of_leads) + min(of_leads)) / 2 if of_leads else 0.0
     return Quality(score, findings, names)
 
 
-def _excess(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(12, 6): how many times its limit each measure is, in the order of LIMITS; a share s counts as s / (1 - s).
+@numba.njit(cache=True, nogil=True)
+def _excess_and_scores(
+    table: NDArray[np.float64], limits: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(12, 6): how many times its limit each measure is; (12,): the score of each lead.
 
-    The score of a lead is the product of 1 / (1 + excess^2): a half at a limit, 0 where all is flat or missing.
+    A share s counts as s / (1 - s). The score of a lead is the product of 1 / (1 + excess^2): a half at a limit, 0
+    where all is flat or missing.
     """
-    excess = table[:, : len(LIMITS)].copy()
-    shares = excess[:, :_SHARES]
-    shares /= np.maximum(1 - shares, 1e-9)
-    excess /= _LIMITS
-    return excess
+    excess = np.empty((table.shape[0], limits.size))
+    scores = np.ones(table.shape[0])
+    for lead in range(table.shape[0]):
+        for column in range(limits.size):
+            value = table[lead, column]
+            if column < _SHARES:
+                value /= max(1 - value, 1e-9)
+            excess[lead, column] = value / limits[column]
+            scores[lead] /= 1 + excess[lead, column] ** 2
+    return excess, scores
 
 
 def _qrs_sum_mv(measures: Measures, findings: Mapping[Finding, tuple[str, ...]]) -> float:

@@ -85,7 +85,7 @@ def _slow_lead(signal: np.ndarray) -> np.ndarray:
     whole = [piece for piece in whole if present[piece].sum() >= 3]
     levels = [windows[piece][present[piece]].mean() for piece in whole]
     quietest = sorted(second[piece][present[piece]].min() for piece in whole)
-    middle = np.median(levels) if whole else np.median(windows[present].mean(axis=1))
+    middle = np.median(levels) if whole else windows[present].mean()
     noise_mv = quietest[-int(np.ceil(0.3 * len(whole)))] / (3.8 * 2 / np.pi) / 1000 if whole else 0.0
     up, down = (((edge[present] - middle) ** 2).sum() for edge in (high, low))
     return np.array(
