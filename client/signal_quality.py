@@ -26,8 +26,8 @@ LIMITS: Mapping[Finding, float] = {
 }
 """In the order of the measures' columns. A measure above its limit is a finding."""
 _SHARES = 4  # the first columns, which lie between 0 and 1
-# The largest sum of all published: 601 mm at 10 mm/mV, of 17 hearts of 1,000 g or more (Roberts and Podolak,
-# Am J Cardiol 1985;55:485). Normal is up to 175 mm.
+# The largest sum found published: 601 mm at 10 mm/mV, of 17 hearts of 1,000 g or more (Roberts and Podolak, The king
+# of hearts, Am J Cardiol 1985;55:485). Normal is up to 175 mm.
 LARGEST_QRS_SUM_MV = 60.1
 LARGEST_RESIDUAL = 0.5
 OPPOSED = -0.4  # correlation of differences
