@@ -46,7 +46,7 @@ def with_electrodes(steps: np.ndarray, right_arm: str, left_arm: str, left_leg: 
     """The ECG had the limb electrodes lain elsewhere: each argument is the limb where that electrode lies.
 
     With the left leg as zero, RA = -II and LA = I - II. The chest leads stay: the central terminal is the mean of
-    the same three limbs (Rajaganeshan et al. 2008; Sensors 2019;19:2920).
+    the same three limbs (Sensors 2019;19:2920).
     """
     one, two = steps[0].astype(float), steps[1].astype(float)
     limb = {"RA": -two, "LA": one - two, "LL": np.zeros_like(two)}
