@@ -45,6 +45,8 @@ class Reason(StrEnum):
     ALL_LEADS_FLAT = "all_leads_flat"
     MOSTLY_MISSING = "mostly_missing"
     IMPLAUSIBLE_AMPLITUDE = "implausible_amplitude"
+    WRONG_GAIN = "wrong_gain"
+    LOW_QUALITY = "low_quality"
     DUPLICATE = "duplicate"
     CHANGED = "changed"
     FORGOTTEN = "forgotten"
