@@ -67,15 +67,15 @@ def ingest(
     try:
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with hold_lock(site_dir):
-            _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
+            settings = _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
                 if is_event_form(source / LABELS_FILE):
                     import_events(connection, key, source / LABELS_FILE)
                 writer = StoreWriter(connection, signals, key, source, format_name, options.selection())
-                done = 0
-                for outcomes in prepared_in_order(archive.readings, workers_for(archive.count, workers)):
+                done, reading_with = 0, workers_for(archive.count, workers)
+                for outcomes in prepared_in_order(archive.readings, reading_with, settings.quality):
                     writer.add(outcomes)
                     done += sum(not isinstance(outcome, Remark) for outcome in outcomes)
                     if progress is not None:
@@ -109,8 +109,10 @@ def _settle_shares(site_dir: Path, connection: sqlite3.Connection, wanted: str |
     return kept
 
 
-def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, minimum_cell: int, simulated: bool) -> None:
-    """Write site.toml at the first ingest; later only check that it is valid and the same site is meant."""
+def _settle_site(
+    site_dir: Path, name: str | None, disclosure: Disclosure, minimum_cell: int, simulated: bool
+) -> SiteSettings:
+    """The settings: written to site.toml at the first ingest, later read from there if the same site is meant."""
     if (site_dir / SITE_FILE).exists():
         settings = load_site(site_dir)
         if name is not None and name != settings.name:
@@ -119,7 +121,7 @@ def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, minim
                 "or another --site-dir",
                 ExitCode.BAD_SITE,
             )
-        return
+        return settings
     folder_name = re.sub(r"[^\w .\-]", "-", site_dir.resolve().name)[:60] or "site"
     try:
         settings = SiteSettings(
@@ -131,3 +133,4 @@ def _settle_site(site_dir: Path, name: str | None, disclosure: Disclosure, minim
             f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}; choose another", ExitCode.USAGE
         ) from None
     write_site(site_dir, settings)
+    return settings

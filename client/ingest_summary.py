@@ -8,8 +8,20 @@ from client.pseudonym import SPLIT_NAMES
 from client.records.record import Noticed, Reason
 
 EXAMPLES = 10
-# Counted, but not worth a line each: whole archives have no patient ids, and a flat lead is everyday.
-QUIET = (Noticed.PATIENT_FROM_RECORD_NAME, Noticed.FLAT_LEADS, Noticed.SEGMENTS_LEFT_OUT)
+# Counted, but not worth a line each: whole archives have no patient ids, and a noisy lead is everyday.
+QUIET = frozenset(
+    {
+        Noticed.PATIENT_FROM_RECORD_NAME,
+        Noticed.SEGMENTS_LEFT_OUT,
+        Noticed.FLAT_LEAD,
+        Noticed.MISSING_SAMPLES,
+        Noticed.CLIPPED,
+        Noticed.OFF_SCALE,
+        Noticed.NOISE,
+        Noticed.BASELINE_WANDER,
+        Noticed.SHORT_DURATION,
+    }
+)
 # A record's own labels, and those of the event that was joined to it.
 LABELS = "SELECT row, name FROM labels UNION SELECT row, name FROM record_events JOIN event_values USING (event)"
 

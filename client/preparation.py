@@ -11,8 +11,9 @@ from itertools import islice
 
 import numpy as np
 
-from client.quality import Segments, cut_segments
+from client.quality_policy import QualityPolicy
 from client.records.record import EcgRecord, Reading, Remark, TurnedAway, Unusable
+from client.segments import Segments, cut_segments
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.workers import worker_pool
 
@@ -45,14 +46,14 @@ class Prepared:
 Outcome = Prepared | TurnedAway | Remark
 
 
-def prepare(reading: Reading) -> list[Outcome]:
+def prepare(reading: Reading, policy: QualityPolicy) -> list[Outcome]:
     """Read, and make of each record what the store takes, or the reason why not."""
-    return [_prepared(item) if isinstance(item, EcgRecord) else item for item in reading()]
+    return [_prepared(item, policy) if isinstance(item, EcgRecord) else item for item in reading()]
 
 
-def _prepared(record: EcgRecord) -> Prepared | TurnedAway:
+def _prepared(record: EcgRecord, policy: QualityPolicy) -> Prepared | TurnedAway:
     try:
-        segments = cut_segments(record)
+        segments = cut_segments(record, policy)
     except Unusable as unusable:
         return TurnedAway(record.source, unusable.reason, unusable.detail, record.patient_id)
     content = hashlib.sha256(segments.steps.data).digest()
@@ -66,20 +67,22 @@ def workers_for(count: int, wanted: int | None) -> int:
     return len(os.sched_getaffinity(0)) if count >= WORTH_WORKERS else 1
 
 
-def prepared_in_order(readings: Iterator[Reading], workers: int) -> Iterator[list[Outcome]]:
+def prepared_in_order(
+    readings: Iterator[Reading], workers: int, policy: QualityPolicy = QualityPolicy()
+) -> Iterator[list[Outcome]]:
     """The outcome of each reading, in the order of the readings however many processes share the work.
 
     Raises:
         HemoFedError: a process died, for want of memory or by another's hand.
     """
     if workers == 1:
-        yield from map(prepare, readings)
+        yield from (prepare(reading, policy) for reading in readings)
         return
     pool = worker_pool(workers)
     waiting: deque[Future[list[list[Outcome]]]] = deque()
     try:
         while chunk := list(islice(readings, READINGS_AT_ONCE)):
-            waiting.append(pool.submit(_prepare_all, chunk))
+            waiting.append(pool.submit(_prepare_all, chunk, policy))
             if len(waiting) > CHUNKS_WAITING * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -94,5 +97,5 @@ def prepared_in_order(readings: Iterator[Reading], workers: int) -> Iterator[lis
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare_all(readings: Sequence[Reading]) -> list[list[Outcome]]:
-    return [prepare(reading) for reading in readings]
+def _prepare_all(readings: Sequence[Reading], policy: QualityPolicy) -> list[list[Outcome]]:
+    return [prepare(reading, policy) for reading in readings]

@@ -18,6 +18,7 @@ from client.ingest_summary import Count, IngestSummary, sum_up
 from client.labels import join, late_label
 from client.preparation import Outcome, Prepared
 from client.pseudonym import PatientKey
+from client.quality_policy import Finding, explain
 from client.records.record import EcgRecord, Noticed, Reason, Remark, TurnedAway
 from client.store import ROW_BYTES, SIGNAL_FILE
 from shared_model.errors import ExitCode, HemoFedError
@@ -27,7 +28,7 @@ WIPED_ROW = b"\x00\x80" * (ROW_BYTES // 2)  # MISSING, little-endian
 
 RECORD_COLUMNS = (
     "row, archive, record_id, segment, patient, split, recorded_at, age_years, sex, race, measured_at, "
-    "source_rate_hz, lead_mask, content, source, ingest, device"
+    "source_rate_hz, lead_mask, content, source, ingest, device, quality"
 )
 INSERT_RECORD = f"INSERT INTO records ({RECORD_COLUMNS}) VALUES ({', '.join('?' * len(RECORD_COLUMNS.split(',')))})"
 
@@ -128,11 +129,10 @@ class StoreWriter:
 
     def _add_record(self, prepared: Prepared, patient: str) -> None:
         record, segments, content = prepared.record, prepared.segments, prepared.content
-        if segments.flat_leads:
-            detail = f"masked, constant: {', '.join(segments.flat_leads)}"
-            self._remark(record.source, Noticed.FLAT_LEADS, detail, patient)
+        for finding, leads in segments.findings.items():
+            self._remark(record.source, Noticed(finding.value), _told(finding, leads, segments.masked), patient)
         if segments.left_out:
-            detail = f"{segments.left_out} of its 10 s segments were flat, missing or implausible"
+            detail = f"{segments.left_out} of its 10 s segments did not pass"
             self._remark(record.source, Noticed.SEGMENTS_LEFT_OUT, detail, patient)
         if (remark := late_label(record)) is not None:
             self._remark(remark.source, remark.noticed, remark.detail, patient)
@@ -174,10 +174,10 @@ class StoreWriter:
                     *(row, self._archive, record.record_id, segment, patient, split),
                     *(_or_null(record.recorded_at + start_s), _or_null(record.age_years), record.sex, record.race),
                     *(_or_null(record.measured_at), record.sampling_rate_hz, lead_mask, prepared.content),
-                    *(record.source, self._ingest, record.device),
+                    *(record.source, self._ingest, record.device, quality),
                 )
-                for segment, (row, start_s, lead_mask) in enumerate(
-                    zip(rows, segments.starts_s, segments.lead_masks, strict=True)
+                for segment, (row, start_s, lead_mask, quality) in enumerate(
+                    zip(rows, segments.starts_s, segments.lead_masks, segments.qualities, strict=True)
                 )
             ],
         )
@@ -232,6 +232,13 @@ def _begin(connection: sqlite3.Connection, source: Path, format_name: str, where
         (archive, format_name, selection, _now()),
     )
     return archive, int(cursor.lastrowid or 0)
+
+
+def _told(finding: Finding, leads: tuple[str, ...], masked: tuple[str, ...]) -> str:
+    """What was found, where, and whether it was masked."""
+    explained = explain(finding, leads).removeprefix(f"{finding}: ").removeprefix(f"{finding} ")
+    hidden = [lead for lead in leads if lead in masked]
+    return f"{explained}; masked: {', '.join(hidden)}" if hidden else explained
 
 
 def _or_null(value: float) -> float | None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from client.ingest import ingest
-from client.quality import cut_segments
 from client.records import choose_format, dicom_ecg
 from client.records.demographics import age_in_years, american_time, birth_time, compact_time
 from client.records.options import ReaderOptions
 from client.records.record import Noticed, Reason, unix_seconds
+from client.segments import cut_segments
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS
 from tests.clinical_fixtures import (

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.quality import cut_segments
 from client.records import choose_format
 from client.records.record import Noticed, Reason, unix_seconds
+from client.segments import cut_segments
 from tests.clinical_fixtures import only_record, records_of, write_scg_rhc
 from tests.wfdb_fixtures import ecg_steps
 

@@ -9,13 +9,20 @@ from shared_model.leads import LEADS
 
 
 def ecg_steps(seconds: float = 10, rate_hz: int = 500, leads: int = 12, seed: int = 0) -> np.ndarray:
-    """(lead, time) int16 in uV: a beat-like bump a second, with noise that differs by lead and seed."""
+    """(lead, time) int16 in uV: a beat-like bump a second, with noise that differs by lead and seed.
+
+    Of twelve leads the limb leads are what I and II make them.
+    """
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate_hz)) / rate_hz
     beat = 1000 * np.exp(-(((time % 1) - 0.3) ** 2) / 0.0004)
     gains = np.linspace(0.5, 1.5, leads)[:, None]
     noise = random.normal(0, 20, (leads, len(time))).cumsum(axis=1) % 100
-    return np.rint(gains * beat + noise).astype(np.int16)
+    steps = gains * beat + noise
+    if leads == 12:
+        one, two = steps[0], steps[1]
+        steps[2:6] = two - one, -(one + two) / 2, one - two / 2, two - one / 2
+    return np.rint(steps).astype(np.int16)
 
 
 def write_record(

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from client.quality import cut_segments, lead_mask
-from client.records.record import EcgRecord, Reason, Unusable
+from client.quality_policy import Finding, QualityPolicy
+from client.records.record import EcgRecord, Noticed, Reason, Unusable
+from client.segments import cut_segments, lead_mask
 from shared_model.leads import LEADS, MISSING
 from tests.wfdb_fixtures import ecg_steps
 
@@ -47,7 +48,7 @@ def test_a_flat_lead_is_masked_and_the_others_stay() -> None:
     signal = ecg_mv(10)
     signal[7] = 0.25
     cut = cut_segments(record(signal))
-    assert cut.flat_leads == ("V2",)
+    assert cut.findings[Finding.FLAT_LEAD] == cut.masked == ("V2",)
     assert cut.lead_masks == (0b1111_1111_1111 & ~(1 << 7),)
     assert (cut.steps[0, 7] == MISSING).all()
     np.testing.assert_array_equal(cut.steps[0, 0], np.rint(signal[0] * 1000))
@@ -93,7 +94,7 @@ def test_reasons(change: object, reason: Reason) -> None:
     "change",
     [
         lambda signal: np.where(np.arange(2500) < 1200, np.nan, signal),
-        lambda signal: signal * 5,  # a 7.5 mV QRS
+        lambda signal: signal * np.where(np.arange(12) < 6, 1, 5)[:, None],  # a 7.5 mV QRS in V6
         lambda signal: signal + 12,  # an electrode offset that still fits
         lambda signal: signal + 30 * (np.arange(2500) % 250 == 100),  # pacing spikes
     ],
@@ -114,3 +115,38 @@ def test_lead_mask_has_one_bit_a_lead() -> None:
     steps = np.full((12, 2500), MISSING)
     steps[[0, 11], 5] = 1
     assert lead_mask(steps) == 1 | 1 << 11
+
+
+def test_a_policy_masks_or_turns_away() -> None:
+    signal = ecg_mv(10)
+    signal[7, :1250] = 0.25  # flat half of the time
+    assert cut_segments(record(signal)).masked == ("V2",)
+    assert cut_segments(record(signal), QualityPolicy(flat_lead="accept")).masked == ()
+    with pytest.raises(Unusable) as caught:
+        cut_segments(record(signal), QualityPolicy(flat_lead="turn_away"))
+    assert caught.value.reason == Reason.LOW_QUALITY
+
+
+def test_policy_and_constant_leads_together_may_leave_nothing() -> None:
+    signal = ecg_mv(10, leads=2)
+    signal[0] = 0.25
+    signal[1, :1250] = 0.25
+    policy = QualityPolicy(flat_lead="accept", noise="mask", baseline_wander="mask")
+    assert cut_segments(record(signal, lead_names=("I", "II")), policy).masked == ("I",)
+    with pytest.raises(Unusable) as caught:
+        cut_segments(record(signal, lead_names=("I", "II")))
+    assert caught.value.reason == Reason.LOW_QUALITY
+
+
+def test_every_segment_has_its_score_and_findings_are_gathered() -> None:
+    signal = ecg_mv(30)
+    signal[7, 2500:5000] = 0.25
+    cut = cut_segments(record(signal))
+    assert len(cut.qualities) == 3
+    assert cut.qualities[1] < min(cut.qualities[0], cut.qualities[2]) <= 1
+    assert cut.findings[Finding.FLAT_LEAD] == ("V2",)
+    assert cut.lead_masks[0] == 0b1111_1111_1111 != cut.lead_masks[1]
+
+
+def test_every_finding_can_be_a_remark() -> None:
+    assert {finding.value for finding in Finding} <= {noticed.value for noticed in Noticed}

@@ -1,11 +1,14 @@
 """From a source record to 10 s segments of the signal contract, or a reason why not."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.quality_policy import Finding, Quality, QualityPolicy, apply_policy
 from client.records.record import EcgRecord, Reason, Unusable
+from client.signal_quality import assess
 from shared_model.kernels import extremes
 from shared_model.leads import (
     DURATION_S,
@@ -42,21 +45,36 @@ class Segments:
     """Where each segment begins in the record."""
     lead_masks: tuple[int, ...]
     """Of each segment; bit i: LEADS[i] is present."""
-    flat_leads: tuple[str, ...]
-    """Leads masked in some segment because they were constant."""
+    qualities: tuple[float, ...]
+    """Of each segment, 0 useless to 1 clean."""
+    findings: Mapping[Finding, tuple[str, ...]]
+    """What was found in some segment, and in which leads."""
+    masked: tuple[str, ...]
+    """Leads masked in some segment."""
     left_out: int
     """Segments that did not pass while others did."""
 
 
-def cut_segments(record: EcgRecord) -> Segments:
-    """Reorder, resample to 250 Hz, and cut into at most 6 consecutive 10 s segments.
+@dataclass(frozen=True)
+class Segment:
+    """One 10 s ECG that passed."""
+
+    start_s: float
+    steps: NDArray[np.int16]
+    quality: Quality
+    masked: tuple[str, ...]
+
+
+def cut_segments(record: EcgRecord, policy: QualityPolicy = QualityPolicy()) -> Segments:
+    """Reorder, resample to 250 Hz, cut into at most 6 consecutive 10 s segments, and judge each by the site's policy.
 
     A piece of 5 to 10 s (a short record, or the end of a longer one) is padded at its end with MISSING. A
-    lead that is constant over a segment is masked. Limb leads that the source lacks are derived from I and
-    II. One usable lead is enough: the mask is stored, and a study decides how many leads it asks for.
+    lead that is constant over a segment is masked, and so is what the policy wants masked. Limb leads that the
+    source lacks are derived from I and II. One usable lead is enough: the mask is stored, and a study decides how
+    many leads it asks for.
 
     Raises:
-        Unusable: shorter than 5 s, or no segment has a lead that is neither flat nor mostly missing.
+        Unusable: shorter than 5 s, or no segment has a lead that is neither flat nor mostly missing, or passes.
     """
     duration_s = record.signal_mv.shape[1] / record.sampling_rate_hz
     if duration_s < SHORTEST_S:
@@ -68,29 +86,35 @@ def cut_segments(record: EcgRecord) -> Segments:
     if record.lead_names != LEADS:
         signal = arrange(signal, record.lead_names)
         absent = np.array([lead not in record.lead_names for lead in LEADS])
-    kept: list[tuple[float, NDArray[np.int16]]] = []
-    flat: set[str] = set()
+    kept: list[Segment] = []
     faults: list[Unusable] = []
     for start in range(0, min(signal.shape[1], MOST_SEGMENTS * SAMPLES), SAMPLES):
         piece = np.ascontiguousarray(signal[:, start : start + SAMPLES])
         if piece.shape[1] < SHORTEST_S * SAMPLING_RATE_HZ:
             break
         try:
-            cleaned, flat_here = _checked(piece, absent)
+            kept.append(_segment(start / SAMPLING_RATE_HZ, piece, absent, policy))
         except Unusable as unusable:
             faults.append(unusable)
-            continue
-        flat.update(flat_here)
-        kept.append((start / SAMPLING_RATE_HZ, _padded(to_steps(cleaned))))
     if not kept:
         raise faults[0]
-    steps = np.stack([piece for _, piece in kept])
+    return _joined(kept, len(faults))
+
+
+def _joined(kept: Sequence[Segment], left_out: int) -> Segments:
+    leads_of: dict[Finding, set[str]] = {}
+    for segment in kept:
+        for finding, leads in segment.quality.findings.items():
+            leads_of.setdefault(finding, set()).update(leads)
+    masked = {lead for segment in kept for lead in segment.masked}
     return Segments(
-        steps=steps,
-        starts_s=tuple(start for start, _ in kept),
-        lead_masks=tuple(lead_mask(piece) for piece in steps),
-        flat_leads=tuple(lead for lead in LEADS if lead in flat),
-        left_out=len(faults),
+        steps=np.stack([segment.steps for segment in kept]),
+        starts_s=tuple(segment.start_s for segment in kept),
+        lead_masks=tuple(lead_mask(segment.steps) for segment in kept),
+        qualities=tuple(segment.quality.score for segment in kept),
+        findings={finding: tuple(lead for lead in LEADS if lead in leads) for finding, leads in leads_of.items()},
+        masked=tuple(lead for lead in LEADS if lead in masked),
+        left_out=left_out,
     )
 
 
@@ -102,28 +126,36 @@ def lead_mask(steps: NDArray[np.int16]) -> int:
     return int(present @ (1 << np.arange(len(LEADS))))
 
 
-def _checked(piece: NDArray[np.float32], absent: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[str]]:
-    """One segment with flat leads masked and limb leads derived; raises Unusable if nothing is left."""
+def _segment(start_s: float, piece: NDArray[np.float32], absent: NDArray[np.bool_], policy: QualityPolicy) -> Segment:
+    """One piece judged, with leads masked and limb leads derived; raises Unusable if nothing is left."""
+    constant = _constant_leads(piece)
+    steps = to_steps(piece)
+    quality = assess(steps, ~absent)
+    masked = {*constant, *apply_policy(policy, quality)}
+    if masked.issuperset(quality.recorded):
+        raise Unusable(Reason.LOW_QUALITY, "no lead is usable; check the electrodes and record again")
+    if masked or absent.any():
+        cleaned = piece.copy()
+        cleaned[[lead in masked for lead in LEADS]] = np.nan
+        steps = to_steps(derive_limb_leads(cleaned, absent))
+    return Segment(start_s, _padded(steps), quality, tuple(masked))
+
+
+def _constant_leads(piece: NDArray[np.float32]) -> list[str]:
+    """The leads that hold one value throughout. Raises Unusable where that, or what is missing, leaves nothing."""
     least, largest, missing = extremes(piece)
     span = largest - least
     usable = span >= FLAT_MV  # false for NaN, a lead without samples
-    if not usable.all():
-        recorded = ~np.isnan(span)
-        if not recorded.any():
+    if not usable.any():
+        if np.isnan(span).all():
             raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
-        if not usable.any():
-            raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
+        raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
     share = missing[usable].sum() / (usable.sum() * piece.shape[1])
     if share > MOST_MISSING:
         raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
     if max(largest[usable].max(), -least[usable].min()) > LARGEST_PLAUSIBLE_MV:
         _refuse_implausible(piece[usable])
-    if usable.all():
-        return piece, []
-    flat = recorded & ~usable
-    piece = piece.copy()
-    piece[flat] = np.nan
-    return derive_limb_leads(piece, absent), [LEADS[lead] for lead in np.flatnonzero(flat)]
+    return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(span < FLAT_MV)]
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:
