@@ -57,6 +57,8 @@ def write_records(folder: Path, count: int, seed: int = 1) -> list[Path]:
     headers = []
     for record in range(count):
         steps = beat[:, None] * random.uniform(0.4, 1.6, len(LEADS)) + random.normal(0, 12, (len(time_s), len(LEADS)))
+        one, two = steps[:, 0], steps[:, 1]
+        steps[:, 2:6] = np.stack([two - one, -(one + two) / 2, one - two / 2, two - one / 2], axis=1)
         name = f"r{record:05}"
         headers.append(folder / f"p{record // IN_A_FOLDER:03}" / f"{name}.hea")
         headers[-1].parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from client.quality_policy import Finding, Quality, QualityPolicy, apply_policy
 from client.records.record import EcgRecord, Reason, Unusable
 from client.signal_quality import assess
-from shared_model.kernels import extremes
 from shared_model.leads import (
     DURATION_S,
     LARGEST_STEP,
@@ -28,7 +27,6 @@ SHORTEST_S = 5
 MOST_SEGMENTS = 6
 MOST_MISSING = 0.5
 LARGEST_PLAUSIBLE_MV = 15.0
-FLAT_MV = 1e-3  # below one step of the store: nothing was recorded
 # The QRS fills about a tenth of a beat: the 99th centile still sees it, a few spikes or pacing pulses do not.
 PEAK_CENTILE = 99.0
 ALL_LEADS = (1 << len(LEADS)) - 1
@@ -128,8 +126,8 @@ def lead_mask(steps: NDArray[np.int16]) -> int:
 
 def _segment(start_s: float, piece: NDArray[np.float32], absent: NDArray[np.bool_], policy: QualityPolicy) -> Segment:
     """One piece judged, with leads masked and limb leads derived; raises Unusable if nothing is left."""
-    constant = _constant_leads(piece)
     steps = to_steps(piece)
+    constant = _constant_leads(steps, piece)
     quality = assess(steps, ~absent)
     masked = {*constant, *apply_policy(policy, quality)}
     if masked.issuperset(quality.recorded):
@@ -141,21 +139,24 @@ def _segment(start_s: float, piece: NDArray[np.float32], absent: NDArray[np.bool
     return Segment(start_s, _padded(steps), quality, tuple(masked))
 
 
-def _constant_leads(piece: NDArray[np.float32]) -> list[str]:
+def _constant_leads(steps: NDArray[np.int16], piece: NDArray[np.float32]) -> list[str]:
     """The leads that hold one value throughout. Raises Unusable where that, or what is missing, leaves nothing."""
-    least, largest, missing = extremes(piece)
-    span = largest - least
-    usable = span >= FLAT_MV  # false for NaN, a lead without samples
-    if not usable.any():
-        if np.isnan(span).all():
+    least, largest = steps.min(axis=1), steps.max(axis=1)
+    if (least == MISSING).any():
+        present = steps != MISSING
+        least = np.where(present, steps, LARGEST_STEP).min(axis=1)
+        usable = largest > least
+        if not present.any():
             raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
+        share = 1 - present[usable].mean() if usable.any() else 0.0
+        if share > MOST_MISSING:
+            raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
+    usable = largest > least
+    if not usable.any():
         raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
-    share = missing[usable].sum() / (usable.sum() * piece.shape[1])
-    if share > MOST_MISSING:
-        raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
-    if max(largest[usable].max(), -least[usable].min()) > LARGEST_PLAUSIBLE_MV:
+    if max(int(largest[usable].max()), -int(least[usable].min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
         _refuse_implausible(piece[usable])
-    return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(span < FLAT_MV)]
+    return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(largest == least)]
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:

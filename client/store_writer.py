@@ -93,6 +93,9 @@ class StoreWriter:
         self._archive, self._ingest = _begin(connection, source, format_name, where)
         self._next_row = end_of_rows(connection)
         self._forgotten = {patient for (patient,) in connection.execute("SELECT patient FROM forgotten")}
+        self._had_turned_away = bool(
+            connection.execute("SELECT 1 FROM turned_away WHERE archive = ? LIMIT 1", (self._archive,)).fetchone()
+        )
         self._rows_in_chunk = 0
         self._count = Count()
         connection.execute("BEGIN IMMEDIATE")
@@ -182,13 +185,14 @@ class StoreWriter:
             ],
         )
         for table, values in (("labels", record.labels), ("measurements", record.measurements)):
-            self._connection.executemany(
-                f"INSERT INTO {table} VALUES (?, ?, ?)",
-                [(row, name, value) for row in rows for name, value in values.items()],
-            )
-        self._connection.execute(
-            "DELETE FROM turned_away WHERE archive = ? AND source = ?", (self._archive, record.source)
-        )
+            if values:
+                self._connection.executemany(
+                    f"INSERT INTO {table} VALUES (?, ?, ?)",
+                    [(row, name, value) for row in rows for name, value in values.items()],
+                )
+        if self._had_turned_away:
+            mended = "DELETE FROM turned_away WHERE archive = ? AND source = ?"
+            self._connection.execute(mended, (self._archive, record.source))
         self._next_row += len(rows)
         self._rows_in_chunk += len(rows)
         self._count.segments += len(rows)

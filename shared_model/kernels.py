@@ -95,19 +95,3 @@ def rounded(signal, per_unit, largest, missing):  # type: ignore[no-untyped-def]
         else:
             steps[place] = np.int16(min(max(value, -largest), largest))
     return steps
-
-
-@compiled
-def extremes(signal):  # type: ignore[no-untyped-def]
-    """Of each lead of (lead, time) float32: its least and largest sample (NaN: none) and how many are NaN."""
-    leads = len(signal)
-    least, largest, missing = np.empty(leads, np.float32), np.empty(leads, np.float32), np.zeros(leads, np.int64)
-    for lead in range(leads):
-        low, high, absent = np.float32(np.inf), np.float32(-np.inf), 0
-        for value in signal[lead]:
-            low = value if value < low else low  # false for NaN
-            high = value if value > high else high
-            absent += value != value
-        least[lead], largest[lead] = (low, high) if low <= high else (np.nan, np.nan)
-        missing[lead] = absent
-    return least, largest, missing

@@ -116,7 +116,6 @@ def read_header(path: Path) -> Header:
     match = rx_record.match(lines[0])
     if match is None:
         raise Unusable(Reason.UNREADABLE, f"the first line is not a WFDB record line: {lines[0][:60]!r}; copy it again")
-    _refuse_foreign_paths(lines)
     rate_hz = float(match["fs"].rstrip(".") or 0)
     if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         raise Unusable(
@@ -131,7 +130,9 @@ def read_header(path: Path) -> Header:
             "samples as the fourth field",
         )
     segments = _segments(lines)
-    signals = () if segments else tuple(_signal_line(line) for line in lines[1 : 1 + int(match["n_sig"])])
+    if segments:
+        _refuse_foreign_paths(lines)
+    signals = () if segments else _signal_lines(lines, int(match["n_sig"]))
     if not segments and (len(signals) < int(match["n_sig"]) or not signals):
         raise Unusable(Reason.UNREADABLE, f"{len(signals)} of {match['n_sig']} signal lines are there; copy it again")
     return Header(
@@ -153,6 +154,15 @@ def _refuse_foreign_paths(lines: list[str]) -> None:
                 Reason.PATH_OUTSIDE_FOLDER,
                 f"the header points to {name[:80]!r}; put the file beside the header, named without a folder",
             )
+
+
+def _signal_lines(lines: list[str], count: int) -> tuple[SignalLine, ...]:
+    """The signal lines; where one does not parse, its path may be why."""
+    try:
+        return tuple(_signal_line(line) for line in lines[1 : 1 + count])
+    except Unusable:
+        _refuse_foreign_paths(lines)
+        raise
 
 
 def _signal_line(line: str) -> SignalLine:
