@@ -67,6 +67,7 @@ class DataCard:
     """What is in a store. `ecgs` are 10 s ECGs; patients are counted under each value they have."""
 
     site: str
+    simulated: bool
     disclosure: str
     minimum_cell: int
     ecgs: int
@@ -159,6 +160,7 @@ def card_of(connection: sqlite3.Connection, settings: SiteSettings) -> DataCard:
     ecgs = one(connection, "SELECT count(*) FROM records")
     return DataCard(
         site=settings.name,
+        simulated=settings.simulated,
         disclosure=settings.disclosure,
         minimum_cell=settings.minimum_cell,
         ecgs=ecgs,

@@ -38,11 +38,8 @@ def card_charts(card: DataCard) -> dict[str, Drawing | None]:
 
 
 def label_charts(card: DataCard) -> list[Drawing]:
-    """A histogram of each label that is not just 0 or 1, the fullest first, with its thresholds."""
-    shown = sorted(
-        (name for name, label in card.labels.items() if label.histogram is not None),
-        key=lambda name: (-card.labels[name].ecgs, name),
-    )
+    """A histogram of each label that is not just 0 or 1, at most MOST_LABELS, with its thresholds."""
+    shown = [name for name, label in card.labels.items() if label.histogram is not None]
     drawings = []
     for place, name in enumerate(shown[:MOST_LABELS]):
         label = card.labels[name]

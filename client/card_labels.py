@@ -115,8 +115,13 @@ def read_label_table(connection: sqlite3.Connection) -> LabelTable:
 
 
 def label_cards(table: LabelTable) -> dict[str, LabelCard]:
-    """A card for each label column."""
-    return {name: label_card(table, name) for name in table.names}
+    """A card for each label column, wedge pressures first, then the fullest."""
+    return {name: label_card(table, name) for name in in_order(table)}
+
+
+def in_order(table: LabelTable) -> list[str]:
+    """The labels: wedge pressures first, then those that most ECGs have."""
+    return sorted(table.names, key=lambda name: (not name.startswith(WEDGE), -len(table.of(name)[0]), name))
 
 
 def label_card(table: LabelTable, name: str) -> LabelCard:
@@ -184,8 +189,7 @@ def withheld_by_target(
 def targets(table: LabelTable) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.bool_] | None]]:
     """What evaluation could be asked for: name, places of the ECGs that have it, who is positive (None: a number)."""
     yield ANY_ECG, np.arange(len(table.row)), None
-    fullest = sorted(table.names, key=lambda name: (not name.startswith(WEDGE), -len(table.of(name)[0]), name))
-    for name in fullest[:MOST_TARGETS]:
+    for name in in_order(table)[:MOST_TARGETS]:
         place, value = table.of(name)
         for threshold in thresholds(name, value):
             yield target_name(name, f"{threshold:g}"), place, value > threshold

@@ -12,6 +12,7 @@ from client.card import DataCard
 from client.card_labels import ANY_ECG, LabelCard, target_name
 from client.pseudonym import SPLIT_NAMES, TEST
 from client.spread import Histogram, Spread
+from shared_model.subgroups import ALL
 
 MOST_LINES = 6
 BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -76,7 +77,9 @@ def above_text(label: LabelCard, threshold: str) -> str:
 def withheld_text(card: DataCard, targets: Iterable[str]) -> str:
     """A line a target: how many groups of the test split would not be shown."""
     found = [card.withheld.get(target) for target in targets]
-    return "\n".join("not computed" if groups is None else str(len(groups)) for groups in found)
+    return "\n".join(
+        "not computed" if groups is None else "all" if ALL in groups else str(len(groups)) for groups in found
+    )
 
 
 def stacked(sections: Iterable[Table | None]) -> Group:

@@ -1,11 +1,13 @@
 """The tables of the data card's page, as text."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from client.card import DataCard
-from client.card_labels import LabelCard
+from client.card_labels import ANY_ECG, LabelCard
 from shared_model.page import count, percent
+from shared_model.subgroups import ALL
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,14 @@ def patients_table(caption: str, head: str, counts: Mapping[str, int], patients:
 
 def labels_table(card: DataCard) -> PageTable:
     """Coverage, distribution and prevalence of each label."""
-    columns = ("Label", "10 s ECGs", "Patients", "Train / validation / test", "Min, quartiles, max", "Patients above")
+    columns = (
+        "Label",
+        "10 s ECGs",
+        "Patients",
+        "Train / validation / test",
+        "Min, quartiles, max",
+        "Patients above, or with 1",
+    )
     rows = tuple(
         (
             name,
@@ -63,7 +72,11 @@ def labels_table(card: DataCard) -> PageTable:
         )
         for name, label in card.labels.items()
     )
-    return PageTable("Labels. Patients above: of labelled patients, at their index ECG.", columns, rows)
+    return PageTable(
+        "Coverage, distribution and prevalence. Patients above a threshold: of labelled ones, at their index ECG.",
+        columns,
+        rows,
+    )
 
 
 def spread_text(label: LabelCard) -> str:
@@ -89,12 +102,12 @@ def withheld_tables(card: DataCard) -> list[tuple[str, PageTable]]:
     columns = ("Group", "Patients", "Positive", "Why")
     tables = []
     for target, groups in card.withheld.items():
-        name = "Any ECG" if target == "any" else target
+        name = "Any ECG" if target == ANY_ECG else target
         rows = tuple(
             (group, count(each.patients), "" if each.positives is None else count(each.positives), each.reason)
             for group, each in groups.items()
         )
-        summary = f"{name}: {len(rows)} group{'' if len(rows) == 1 else 's'} withheld"
+        summary = f"{name}: {'everything' if ALL in groups else len(rows) or 'nothing'} withheld"
         tables.append((summary, PageTable(f"Groups withheld: {name}.", columns, rows)))
     return tables
 
@@ -102,7 +115,13 @@ def withheld_tables(card: DataCard) -> list[tuple[str, PageTable]]:
 def ingests_table(card: DataCard) -> PageTable:
     """All ingests, oldest first."""
     rows = tuple(
-        (each.source, each.format, each.selection, each.started_at, each.finished_at or "cut off or at work")
+        (
+            each.source,
+            each.format,
+            ", ".join(json.loads(each.selection)) or "all",
+            each.started_at,
+            each.finished_at or "cut off, or at work: run it again",
+        )
         for each in card.ingests
     )
     return PageTable("Ingests, oldest first.", ("Source", "Format", "Selection", "Started", "Finished"), rows)
