@@ -51,7 +51,7 @@ def write_card_page(
         galleries = Galleries(
             random=stored_ecgs(site_dir, connection, random_rows(connection, RANDOM_ECGS, seed), show_ids),
             worst=stored_ecgs(site_dir, connection, worst_rows(connection, WORST_ECGS), show_ids),
-            refused=refused_ecgs(refused_records(connection, REFUSED_ECGS, seed)),
+            refused=refused_ecgs(site_dir, connection, refused_records(connection, REFUSED_ECGS, seed)),
         )
     write_private(path, page_text(card, galleries, seed, progress))
     return card

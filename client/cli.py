@@ -1,6 +1,7 @@
 """hemofed-client: the command line inside a hospital."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
@@ -10,11 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.forget import forget as forget_patient
 from client.ingest import ingest as ingest_folder
+from client.ingest_summary import IngestSummary
+from client.lock import hold_lock
 from client.records import READERS
 from client.records.options import ReaderOptions
-from client.site import Disclosure
-from client.store_writer import IngestSummary
+from client.schema import INDEX_FILE, SCHEMA_VERSION, connect
+from client.site import Disclosure, load_site
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import progress_bar, run_cli
 
@@ -57,6 +61,9 @@ def ingest(
     split: Annotated[
         str | None, typer.Option(help="Train/validation/test patients of a new store, percent; else 60/20/20.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read records; else all cores for a large archive.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
@@ -80,6 +87,7 @@ def ingest(
             options=options,
             split=split,
             minimum_cell=minimum_cell,
+            workers=workers,
             disclosure=disclosure,  # type: ignore[arg-type]  # checked above
             progress=progress,
         )
@@ -147,6 +155,40 @@ def check(
         console.print(card_screen(card))
     if not card.ecgs:
         raise HemoFedError(f"{site_dir}: the store is empty; ingest records first", ExitCode.NO_USABLE_PATIENTS)
+
+
+@app.command()
+def forget(
+    patient_id: Annotated[str, typer.Argument(help="The patient's id as the source writes it.")],
+    site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")],
+    also_unknown: Annotated[
+        bool, typer.Option("--also-unknown", help="Keep later records out even if none is stored now.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Remove a patient from the store for good, and say which runs had used their ECGs."""
+    outcome = forget_patient(site_dir, patient_id, also_unknown)
+    if as_json:
+        print(json.dumps({**asdict(outcome), "uses": [use.model_dump() for use in outcome.uses]}))
+        return
+    typer.echo(
+        f"removed {outcome.ecgs} ECGs of {outcome.records} records and {outcome.events} measurements; later records "
+        "of this patient will be turned away"
+    )
+    for use in outcome.uses:
+        typer.echo(f"used before: run {use.run_id} ({use.study}), {use.task} on {use.split} from {use.first_at}")
+    for folder in outcome.local_weights:
+        typer.echo(f"weights learned with them are kept in {site_dir / folder}: delete it if they must go too")
+
+
+@app.command()
+def migrate(site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]) -> None:
+    """Bring a store of an older release to this one's schema; a store that is up to date is left as it is."""
+    load_site(site_dir)
+    if not (site_dir / INDEX_FILE).is_file():
+        raise HemoFedError(f"{site_dir}: no site store here; nothing to migrate", ExitCode.BAD_SITE)
+    with hold_lock(site_dir), closing(connect(site_dir)):
+        typer.echo(f"{site_dir}: schema {SCHEMA_VERSION}")
 
 
 @app.command()

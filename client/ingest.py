@@ -1,15 +1,16 @@
 """Records into the site store, with a reason for each record turned away."""
 
-import fcntl
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from client.ingest_summary import IngestSummary
+from client.lock import hold_lock
+from client.preparation import prepared_in_order, workers_for
 from client.pseudonym import SplitShares, parse_shares
 from client.pseudonym import patient_key as settle_patient_key
 from client.records import choose_format, open_archive
@@ -18,10 +19,8 @@ from client.records.record import Remark
 from client.schema import connect, damaged
 from client.site import SITE_FILE, Disclosure, SiteSettings, load_site, write_site
 from client.store import Progress
-from client.store_writer import IngestSummary, StoreWriter, open_signals
+from client.store_writer import StoreWriter, open_signals
 from shared_model.errors import ExitCode, HemoFedError
-
-LOCK_FILE = "ingest.lock"
 
 
 def ingest(
@@ -36,6 +35,7 @@ def ingest(
     split: str | None = None,
     minimum_cell: int = 11,
     simulated: bool = False,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Read a source folder into a site's store; what is there already is left as it is.
@@ -46,27 +46,34 @@ def ingest(
     it out and gets a random key. `split` is train/validation/test in percent, 60/20/20 if it is not given; a
     store keeps the shares of its first ingest, or a patient's later records could change sides.
     `options` select rows of a table, or declare what the files do not say.
-    `progress(done, total)` is called after each record.
+    `workers` processes read the records, by default all cores of a large archive; the store is the same however many.
+    `progress(done, total)` is called after each reading.
 
     Raises:
         HemoFedError: the source or the site folder is unusable, the disk is full, or another ingest is at
             work in the folder. That nothing was stored is not raised: see `IngestSummary.usable`.
     """
     source, site_dir = Path(source).resolve(), Path(site_dir)
-    format_name = choose_format(source, format)
     try:
+        format_name = choose_format(source, format)
         archive = open_archive(source, format_name, options)
+    except OSError as error:
+        raise HemoFedError(
+            f"{error.filename or source}: {error.strerror}; make the folder readable for this user",
+            ExitCode.BAD_SOURCE,
+        ) from None
+    try:
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _only_one(site_dir):
+        with hold_lock(site_dir):
             _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
                 writer = StoreWriter(connection, signals, key, source, format_name, options.selection())
                 done = 0
-                for item in archive.items:
-                    writer.add(item)
-                    done += not isinstance(item, Remark)
+                for outcomes in prepared_in_order(archive.readings, workers_for(archive.count, workers)):
+                    writer.add(outcomes)
+                    done += sum(not isinstance(outcome, Remark) for outcome in outcomes)
                     if progress is not None:
                         progress(done, archive.count)
                 return writer.finish(site_dir)
@@ -78,20 +85,6 @@ def ingest(
             "and run the same command again",
             ExitCode.BAD_SITE,
         ) from None
-
-
-@contextmanager
-def _only_one(site_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock. The system lets go of it when the process ends, however it ends."""
-    with (site_dir / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HemoFedError(
-                f"{site_dir}: another ingest is at work here; wait for its end and run again",
-                ExitCode.BAD_SITE,
-            ) from None
-        yield
 
 
 def _settle_shares(site_dir: Path, connection: sqlite3.Connection, wanted: str | None) -> SplitShares:

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.records.record import EcgRecord, Reason, Unusable
+from shared_model.kernels import extremes
 from shared_model.leads import (
     DURATION_S,
     LARGEST_STEP,
     LEADS,
+    MISSING,
     SAMPLES,
     SAMPLING_RATE_HZ,
     STEPS_PER_MV,
@@ -26,6 +28,8 @@ LARGEST_PLAUSIBLE_MV = 15.0
 FLAT_MV = 1e-3  # below one step of the store: nothing was recorded
 # The QRS fills about a tenth of a beat: the 99th centile still sees it, a few spikes or pacing pulses do not.
 PEAK_CENTILE = 99.0
+ALL_LEADS = (1 << len(LEADS)) - 1
+NONE_ABSENT = np.zeros(len(LEADS), bool)
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,21 @@ def cut_segments(record: EcgRecord) -> Segments:
     Raises:
         Unusable: shorter than 5 s, or no segment has a lead that is neither flat nor mostly missing.
     """
-    arranged = arrange(record.signal_mv, record.lead_names)
-    absent = np.array([lead not in record.lead_names for lead in LEADS])
-    duration_s = arranged.shape[1] / record.sampling_rate_hz
+    duration_s = record.signal_mv.shape[1] / record.sampling_rate_hz
     if duration_s < SHORTEST_S:
         raise Unusable(
             Reason.TOO_SHORT, f"{duration_s:.1f} s; an ECG of at least {SHORTEST_S} s is needed: leave it out"
         )
-    signal = resample(arranged, record.sampling_rate_hz, SAMPLING_RATE_HZ)
+    signal = resample(record.signal_mv, record.sampling_rate_hz, SAMPLING_RATE_HZ)
+    absent = NONE_ABSENT
+    if record.lead_names != LEADS:
+        signal = arrange(signal, record.lead_names)
+        absent = np.array([lead not in record.lead_names for lead in LEADS])
     kept: list[tuple[float, NDArray[np.int16]]] = []
     flat: set[str] = set()
     faults: list[Unusable] = []
     for start in range(0, min(signal.shape[1], MOST_SEGMENTS * SAMPLES), SAMPLES):
-        piece = signal[:, start : start + SAMPLES]
+        piece = np.ascontiguousarray(signal[:, start : start + SAMPLES])
         if piece.shape[1] < SHORTEST_S * SAMPLING_RATE_HZ:
             break
         try:
@@ -90,35 +96,41 @@ def cut_segments(record: EcgRecord) -> Segments:
 
 def lead_mask(steps: NDArray[np.int16]) -> int:
     """Bit i is set where LEADS[i] of (12, 2500) has any sample."""
-    present = (steps != np.int16(-32768)).any(axis=1)
+    if (steps[:, 0] != MISSING).all():  # nearly always, and much faster to see
+        return ALL_LEADS
+    present = (steps != MISSING).any(axis=1)
     return int(present @ (1 << np.arange(len(LEADS))))
 
 
 def _checked(piece: NDArray[np.float32], absent: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[str]]:
     """One segment with flat leads masked and limb leads derived; raises Unusable if nothing is left."""
-    recorded = ~absent & ~np.isnan(piece).all(axis=1)
-    if not recorded.any():
-        raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
-    with np.errstate(invalid="ignore"):
-        span = np.nanmax(piece[recorded], axis=1) - np.nanmin(piece[recorded], axis=1)
-    flat = np.zeros(len(LEADS), bool)
-    flat[recorded] = span < FLAT_MV
-    usable = recorded & ~flat
-    if not usable.any():
-        raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
-    missing = float(np.isnan(piece[usable]).mean())
-    if missing > MOST_MISSING:
-        raise Unusable(Reason.MOSTLY_MISSING, f"{missing:.0%} of the samples are missing; export it again")
-    _refuse_implausible(piece[usable])
-    cleaned = piece.copy()
-    cleaned[flat] = np.nan
-    return derive_limb_leads(cleaned, absent), [LEADS[lead] for lead in np.flatnonzero(flat)]
+    least, largest, missing = extremes(piece)
+    span = largest - least
+    usable = span >= FLAT_MV  # false for NaN, a lead without samples
+    if not usable.all():
+        recorded = ~np.isnan(span)
+        if not recorded.any():
+            raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
+        if not usable.any():
+            raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
+    share = missing[usable].sum() / (usable.sum() * piece.shape[1])
+    if share > MOST_MISSING:
+        raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
+    if max(largest[usable].max(), -least[usable].min()) > LARGEST_PLAUSIBLE_MV:
+        _refuse_implausible(piece[usable])
+    if usable.all():
+        return piece, []
+    flat = recorded & ~usable
+    piece = piece.copy()
+    piece[flat] = np.nan
+    return derive_limb_leads(piece, absent), [LEADS[lead] for lead in np.flatnonzero(flat)]
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:
-    """No surface ECG is larger than 15 mV; such values come from a wrong gain or unit, or a raw DC offset."""
-    if np.nanmax(np.abs(signal_mv)) <= LARGEST_PLAUSIBLE_MV:
-        return
+    """No surface ECG is larger than 15 mV; such values come from a wrong gain or unit, or a raw DC offset.
+
+    A spike or a pacing pulse may be: it is the 99th centile around the middle that counts.
+    """
     middle = np.nanmedian(signal_mv, axis=1, keepdims=True)
     peak_mv = float(np.nanpercentile(np.abs(signal_mv - middle), PEAK_CENTILE, axis=1).max())
     offset_mv = float(np.abs(middle).max())
@@ -131,4 +143,6 @@ def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:
 
 
 def _padded(steps: NDArray[np.int16]) -> NDArray[np.int16]:
-    return np.pad(steps, ((0, 0), (0, SAMPLES - steps.shape[1])), constant_values=np.iinfo(np.int16).min)
+    if steps.shape[1] == SAMPLES:
+        return steps
+    return np.pad(steps, ((0, 0), (0, SAMPLES - steps.shape[1])), constant_values=MISSING)

@@ -33,6 +33,7 @@ CREATE TABLE records (
     quality REAL,                       -- 0 useless to 1 clean; NULL: stored before it was assessed
     UNIQUE (archive, record_id, segment));
 CREATE INDEX records_content ON records (content);
+CREATE INDEX records_patient ON records (patient);
 CREATE TABLE labels (
     row INTEGER NOT NULL REFERENCES records (row), name TEXT NOT NULL, value REAL NOT NULL,
     PRIMARY KEY (row, name)) WITHOUT ROWID;
@@ -72,6 +73,7 @@ ALTER TABLE records ADD COLUMN device TEXT NOT NULL DEFAULT 'unknown';
 ALTER TABLE records ADD COLUMN quality REAL;
 ALTER TABLE turned_away ADD COLUMN patient TEXT;
 ALTER TABLE remarks ADD COLUMN patient TEXT;
+CREATE INDEX records_patient ON records (patient);
 """
     + ADDED_IN_2,
 }

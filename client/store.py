@@ -32,9 +32,10 @@ Compute = Callable[[NDArray[np.int16]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """One entry a stored 10 s ECG, in ascending row; all arrays have the same length n."""
+    """One entry a stored 10 s ECG, in the order they were stored; all arrays have the same length n."""
 
     row: NDArray[np.int64]
+    """0 to n - 1: what `Store.read` is asked for."""
     record: NDArray[np.int64]
     """Code of the source record; the segments of a longer record share it."""
     segment: NDArray[np.uint8]
@@ -65,10 +66,12 @@ class RecordIndex:
 
 @dataclass(frozen=True)
 class StoreFolder:
-    """One site's folder with its signals mapped: (n, 12, 2500) int16, read-only."""
+    """One site's folder with its signals mapped: (places, 12, 2500) int16, read-only."""
 
     site_dir: Path
     signals: NDArray[np.int16]
+    places: NDArray[np.int64]
+    """Where in `signals` each stored ECG lies, ascending; a forgotten patient leaves a gap."""
     content_digest: str
     """Names the content: caches made from other rows are not used."""
 
@@ -79,13 +82,18 @@ class Store:
     def __init__(self, folders: Sequence[StoreFolder], index: RecordIndex) -> None:
         self.index = index
         self._folders = tuple(folders)
-        lengths = [len(folder.signals) for folder in self._folders]
+        lengths = [len(folder.places) for folder in self._folders]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     @property
     def site_dir(self) -> Path:
         """The site's folder (of a pooled store: the first site's)."""
         return self._folders[0].site_dir
+
+    @property
+    def rows_in_file(self) -> int:
+        """Rows of the site's signal file that are in use or were (of a pooled store: the first site's)."""
+        return len(self._folders[0].signals)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """The stored steps of `rows` in the order asked for, repeats allowed: (n, 12, 2500) int16.
@@ -98,11 +106,14 @@ class Store:
         steps = np.empty((len(rows), *ROW_SHAPE), np.int16)
         order = np.argsort(rows, kind="stable")
         folder_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        local_row = rows - self._starts[folder_of_row]
-        for place, folder, row in zip(
-            order.tolist(), folder_of_row[order].tolist(), local_row[order].tolist(), strict=True
+        lies_at = rows - self._starts[folder_of_row]
+        for number, folder in enumerate(self._folders):
+            here = folder_of_row == number
+            lies_at[here] = folder.places[lies_at[here]]
+        for position, number, place in zip(
+            order.tolist(), folder_of_row[order].tolist(), lies_at[order].tolist(), strict=True
         ):
-            steps[place] = self._folders[folder].signals[row]
+            steps[position] = self._folders[number].signals[place]
         return steps
 
     def derived(self, name: str, width: int, compute: Compute, progress: Progress | None = None) -> NDArray[np.float32]:
@@ -116,14 +127,14 @@ class Store:
         for folder, start in zip(self._folders, self._starts.tolist(), strict=False):
             path = folder.site_dir / "derived" / f"{name}-{width}-{folder.content_digest}.npy"
             if not path.exists():
-                _write_derived(path, folder.signals, width, compute, start, total, progress)
+                _write_derived(path, folder, width, compute, start, total, progress)
             tables.append(np.load(path, mmap_mode="r"))
         return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
 def _write_derived(
     path: Path,
-    signals: NDArray[np.int16],
+    folder: StoreFolder,
     width: int,
     compute: Compute,
     done: int,
@@ -133,10 +144,10 @@ def _write_derived(
     """Compute a cache file in chunks; it is renamed into place when it is whole."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    table = np.lib.format.open_memmap(partial, "w+", np.float32, (len(signals), width))
+    table = np.lib.format.open_memmap(partial, "w+", np.float32, (len(folder.places), width))
     try:
-        for start in range(0, len(signals), DERIVED_CHUNK):
-            chunk = np.ascontiguousarray(signals[start : start + DERIVED_CHUNK])
+        for start in range(0, len(folder.places), DERIVED_CHUNK):
+            chunk = folder.signals[folder.places[start : start + DERIVED_CHUNK]]
             table[start : start + len(chunk)] = compute(chunk)
             if progress is not None:
                 progress(done + start + len(chunk), total)
@@ -166,14 +177,15 @@ def open_store(site_dir: Path | str) -> Store:
     with closing(sqlite3.connect(path)) as connection:
         check_schema(connection, path)
         try:
-            index, digest = _load_index(connection)
+            index, places, digest = _load_index(connection)
         except sqlite3.DatabaseError as error:
             raise damaged(path, error) from None
-    return Store([StoreFolder(site_dir, _map_signals(site_dir, len(index)), digest)], index)
+    signals = _map_signals(site_dir, int(places[-1]) + 1 if len(places) else 0)
+    return Store([StoreFolder(site_dir, signals, places, digest)], index)
 
 
 def record_ids(site_dir: Path | str) -> list[str]:
-    """The source's name of the record behind each row; it may spell a patient id and stays at the site."""
+    """The source's name of each entry's record; it may spell a patient id and stays at the site."""
     with closing(sqlite3.connect(Path(site_dir) / INDEX_FILE)) as connection:
         return [name for (name,) in connection.execute("SELECT record_id FROM records ORDER BY row")]
 
@@ -192,8 +204,9 @@ def _map_signals(site_dir: Path, count: int) -> NDArray[np.int16]:
     return np.asarray(np.memmap(path, np.int16, "r", shape=(count, *ROW_SHAPE)))
 
 
-def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, str]:
-    """Read the whole index in one transaction, so that a running ingest does not split it."""
+def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, NDArray[np.int64], str]:
+    """The whole index, where its ECGs lie, and a digest of their content; read in one transaction, so that a
+    running ingest does not split it."""
     connection.execute("BEGIN")
     columns = (
         "row, archive, record_id, segment, patient, split, recorded_at, age_years, sex, race, measured_at, "
@@ -205,8 +218,9 @@ def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, str]:
     patient_keys, patient = _codes(field.get("patient", ()))
     _, record = _codes(tuple(zip(field.get("archive", ()), field.get("record_id", ()), strict=True)))
     digest = hashlib.sha256(b"".join(field.get("content", ()))).hexdigest()[:16]
+    places = np.array(field.get("row", ()), np.int64)
     index = RecordIndex(
-        row=np.array(field.get("row", ()), np.int64),
+        row=np.arange(len(entries)),
         record=record,
         segment=np.array(field.get("segment", ()), np.uint8),
         patient=patient,
@@ -216,12 +230,12 @@ def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, str]:
         age_years=np.array(field.get("age_years", ()), np.float32),
         sex=np.array(field.get("sex", ()), np.str_),
         race=np.array(field.get("race", ()), np.str_),
-        labels=_label_columns(label_rows, len(entries)),
+        labels=_label_columns(label_rows, places),
         measured_at=np.array(field.get("measured_at", ()), np.float64),
         source_rate_hz=np.array(field.get("source_rate_hz", ()), np.float32),
         lead_mask=np.array(field.get("lead_mask", ()), np.uint16),
     )
-    return index, digest
+    return index, places, digest
 
 
 def _codes(values: Sequence[Code]) -> tuple[tuple[Code, ...], NDArray[np.int64]]:
@@ -231,10 +245,11 @@ def _codes(values: Sequence[Code]) -> tuple[tuple[Code, ...], NDArray[np.int64]]
     return tuple(code), places
 
 
-def _label_columns(entries: list[tuple[str, int, float]], count: int) -> dict[str, NDArray[np.float32]]:
+def _label_columns(entries: list[tuple[str, int, float]], places: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    names, rows, values = zip(*entries, strict=True) if entries else ((), (), ())
     labels: dict[str, NDArray[np.float32]] = {}
-    for name, row, value in entries:
-        labels.setdefault(name, np.full(count, np.nan, np.float32))[row] = value
+    for name, row, value in zip(names, np.searchsorted(places, rows).tolist(), values, strict=True):
+        labels.setdefault(name, np.full(len(places), np.nan, np.float32))[row] = value
     return dict(sorted(labels.items()))
 
 

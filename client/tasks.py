@@ -15,6 +15,7 @@ from client.evaluation import Scores, count, pressure_score, release
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
 from client.training import PREDICT_BATCH, Describe, LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
+from client.uses import note_use
 from shared_model.disclosure import round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
@@ -66,6 +67,7 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     refuse_chunked_batch_norm(settings, study)
     model, names = site_model(instruction, arrays, site_dir)
     rows = training_rows(store.index, study, task)
+    note_use(site_dir, store, instruction.run_id, study.name, task, "train")
     kept = local_state.load_before(site_dir, instruction.run_id, task, number)
     work = LocalWork(
         phase=study.pretrain if task == "pretrain" else study.finetune,
@@ -100,6 +102,7 @@ def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_su
     index = store.index
     chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
     batch = settings.physical_batch or PREDICT_BATCH
+    note_use(site_dir, store, instruction.run_id, study.name, instruction.task, instruction.split)
     scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
     # The centre looks at validation every round: it gets the whole cohort's counts and nothing finer.
     judged = instruction.split == "test"

@@ -5,10 +5,13 @@ Everything that enters a store passes through here, and everything read from a s
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
+
+from shared_model.kernels import decimated, decimation_filter, rounded
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 SAMPLING_RATE_HZ = 250
@@ -46,14 +49,21 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     continued past its ends along its own line, so that an offset does not ring at the edges.
     Returns ceil(time * to_hz / from_hz) samples a lead, float32, in the unit that came in.
     """
-    ratio = Fraction(to_hz).limit_denominator(1000) / Fraction(from_hz).limit_denominator(1000)
-    up, down = ratio.limit_denominator(2000).as_integer_ratio()
-    missing = np.isnan(signal)
+    up, down = _ratio(from_hz, to_hz)
     if up == down:
         return signal.astype(np.float32)
+    if up == 1:  # the common case, compiled; where a sample is missing NaN comes out, and the long way is taken
+        taps = decimation_filter(down)
+        output: NDArray[np.float32] = decimated(np.ascontiguousarray(signal, np.float32), taps, down)
+        if not np.isnan(output).any():
+            return output
+    missing = np.isnan(signal)
     any_missing = bool(missing.any())
     bridged = _bridged(signal, missing) if any_missing else signal
-    output: NDArray[np.float32] = resample_poly(bridged, up, down, axis=-1, padtype="line").astype(np.float32)
+    if up == 1:
+        output = decimated(np.ascontiguousarray(bridged, np.float32), taps, down)
+    else:
+        output = resample_poly(bridged, up, down, axis=-1, padtype="line").astype(np.float32)
     if any_missing:
         position = np.arange(output.shape[-1]) * (down / up)
         last = signal.shape[-1] - 1
@@ -61,6 +71,12 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
         after = np.minimum(np.ceil(position).astype(np.int64), last)
         output[missing[:, before] | missing[:, after]] = np.nan
     return output
+
+
+@lru_cache(maxsize=32)
+def _ratio(from_hz: float, to_hz: float) -> tuple[int, int]:
+    ratio = Fraction(to_hz).limit_denominator(1000) / Fraction(from_hz).limit_denominator(1000)
+    return ratio.limit_denominator(2000).as_integer_ratio()
 
 
 def _bridged(signal: NDArray[np.floating], missing: NDArray[np.bool_]) -> NDArray[np.floating]:
@@ -105,8 +121,9 @@ def derive_limb_leads(signal_mv: NDArray[np.float32], absent: NDArray[np.bool_])
 
 def to_steps(signal_mv: NDArray[np.floating]) -> NDArray[np.int16]:
     """Millivolt to int16 steps of 1 uV, same shape; NaN becomes MISSING, beyond +-32.767 mV is clipped."""
-    steps = np.clip(np.rint(signal_mv * STEPS_PER_MV), -LARGEST_STEP, LARGEST_STEP)
-    return np.where(np.isnan(steps), np.float64(MISSING), steps).astype(np.int16)
+    flat = np.ascontiguousarray(signal_mv).reshape(-1)
+    steps: NDArray[np.int16] = rounded(flat, np.float32(STEPS_PER_MV), np.float32(LARGEST_STEP), MISSING)
+    return steps.reshape(signal_mv.shape)
 
 
 def to_millivolt(steps: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -37,8 +37,8 @@ from shared_model.histograms import ScoreHistogram, histogram_of
 from shared_model.statistics import auroc
 from shared_model.study import Study
 from shared_model.wire import Instruction
+from shared_model.workers import worker_pool
 from simulation.grid import run_in_process
-from simulation.workers import worker_pool
 
 POOLED = "pooled"
 EVERY_SITE = "mean over sites, each on its own test patients, one index ECG a patient"

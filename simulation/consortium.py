@@ -13,9 +13,9 @@ import numpy as np
 from client.ingest import ingest
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.release import release_sha256
+from shared_model.workers import worker_pool
 from simulation.hospitals import HospitalSpec, write_hospital
 from simulation.plan import Simulation
-from simulation.workers import worker_pool
 
 MADE_FILE = "made.json"
 TRUTH_FILE = "truth.npz"

@@ -21,7 +21,7 @@ import client.app
 import server.app
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Study
-from simulation.workers import worker_pool
+from shared_model.workers import worker_pool
 
 RUN_ID = 1
 CENTRE_NODE_ID = 1

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from client.cli import main
-from client.ingest import LOCK_FILE, ingest
+from client.ingest import ingest
+from client.lock import LOCK_FILE
 from client.schema import INDEX_FILE
 from client.site import load_site
 from client.store import ROW_BYTES, SIGNAL_FILE, open_store
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import MISSING
 from tests.realdata import REAL_DATA, needs_real_data
+from tests.store_dump import dump
 from tests.wfdb_fixtures import ecg_steps, write_record
 
 KEY = bytes(range(32))
@@ -33,16 +35,6 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
     )
-
-
-def dump(site_dir: Path) -> dict[str, list[tuple[object, ...]]]:
-    """All of a store but the clock times."""
-    with closing(sqlite3.connect(site_dir / INDEX_FILE)) as connection:
-        tables = ("meta", "archives", "records", "labels", "turned_away", "remarks")
-        content = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
-        selections = "SELECT ingest, archive, format, selection FROM ingests"
-        content["ingests"] = connection.execute(selections).fetchall()
-    return content
 
 
 def turned_away(site_dir: Path) -> dict[str, str]:

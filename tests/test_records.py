@@ -27,7 +27,7 @@ from client.records.record import (
     unix_seconds,
 )
 from client.records.wfdb_header import read_header
-from client.records.wfdb_signal import is_plain, read_leads, read_plain
+from client.records.wfdb_signal import is_plain, read_leads, read_plain, read_steps
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS
 from tests.realdata import REAL_DATA, needs_real_data
@@ -68,7 +68,10 @@ def test_plain_format_16_reads_as_wfdb_does(
     assert is_plain(parsed)
     for length in (300, 120):
         record = wfdb.rdrecord(str(header.with_suffix("")), sampto=length)
-        np.testing.assert_array_equal(read_plain(parsed, length).T, record.p_signal)
+        channels = {name: (place, 1.0) for place, name in enumerate(names)}
+        np.testing.assert_array_equal(read_plain(parsed, length, channels).T, record.p_signal.astype(np.float32))
+        digital = wfdb.rdrecord(str(header.with_suffix("")), sampto=length, physical=False).d_signal
+        np.testing.assert_array_equal(read_steps(parsed, length), digital)
 
 
 @needs_real_data

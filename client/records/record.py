@@ -47,6 +47,7 @@ class Reason(StrEnum):
     IMPLAUSIBLE_AMPLITUDE = "implausible_amplitude"
     DUPLICATE = "duplicate"
     CHANGED = "changed"
+    FORGOTTEN = "forgotten"
 
 
 class Noticed(StrEnum):
@@ -110,6 +111,8 @@ class TurnedAway:
     source: str
     reason: Reason
     detail: str
+    patient_id: str = ""
+    """Where the record could be read that far."""
 
 
 @dataclass(frozen=True)

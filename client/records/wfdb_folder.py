@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +47,24 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
 
 def open_records(source: Path, labels_of: LabelsOf) -> Archive:
     """The same, with the labels that a format writes into its headers."""
-    headers = sorted(source.rglob(f"*{SUFFIX}"))
-    segments = {header.parent / f"{name}{SUFFIX}" for header in headers for name in segment_names(header)}
-    records = [header for header in headers if header not in segments]
-    return Archive(len(records), _readings(source, records, read_labels(source / LABELS_FILE), labels_of))
+    segments: set[str] = set()
+    count = 0
+    for header in header_files(source):
+        count += 1
+        segments.update(os.path.join(os.path.dirname(header), name + SUFFIX) for name in segment_names(header))
+    records = (header for header in header_files(source) if header not in segments)
+    present = sum(os.path.isfile(segment) for segment in segments)
+    table = read_labels(source / LABELS_FILE)
+    return Archive(count - present, _readings(source, records, table, labels_of))
+
+
+def header_files(source: Path | str) -> Iterator[str]:
+    """All headers below, folder by folder in a fixed order: the list of a large archive would not fit in memory."""
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield from header_files(entry.path)
+        elif entry.name.endswith(SUFFIX):
+            yield entry.path
 
 
 def _no_labels(header: Header) -> Mapping[str, float]:
@@ -58,14 +72,16 @@ def _no_labels(header: Header) -> Mapping[str, float]:
     return {}
 
 
-def _readings(source: Path, headers: Sequence[Path], table: LabelTable, labels_of: LabelsOf) -> Iterator[Reading]:
+def _readings(source: Path, headers: Iterable[str], table: LabelTable, labels_of: LabelsOf) -> Iterator[Reading]:
     yield told(table.remarks)
-    present = set()
+    present, start = set(), len(os.path.join(source, ""))
     for path in headers:
-        name = readable(path.relative_to(source))
+        name = readable(path[start:])
         record_id = name.removesuffix(SUFFIX)
-        present.add(record_id)
-        yield partial(read_record, path, record_id, name, table.rows.get(record_id), labels_of)
+        row = table.rows.get(record_id)
+        if row is not None:
+            present.add(record_id)
+        yield partial(read_record, Path(path), record_id, name, row, labels_of)
     yield told(rows_without_record(table, present, SUFFIX))
 
 
@@ -77,9 +93,9 @@ def rows_without_record(table: LabelTable, present: Collection[str], suffix: str
             yield Remark(f"{LABELS_FILE}: {record_id}", Noticed.LABEL_WITHOUT_RECORD, detail)
 
 
-def readable(path: Path) -> str:
+def readable(path: Path | str) -> str:
     """A path as text that can be stored and printed, also where its bytes are not UTF-8."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_record(

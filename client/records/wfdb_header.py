@@ -4,10 +4,14 @@ The grammar is wfdb's own (wfdb.io.header); format: https://physionet.org/physio
 """
 
 import math
+import os
 import re
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from wfdb.io.header import rx_record, rx_signal
 
@@ -29,14 +33,14 @@ BYTES_PER_SAMPLE = {
 LAYOUT_FILE = "~"
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 50, 20_000
 
+_ALIKE = re.compile(r"[-\w]+\.?\w* -?\d+ -?\d+")
 _CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?\b")
 _DATE = re.compile(r"\b\d{1,2}/\d{1,2}/\d{4}\b|\b\d{1,2}-[A-Za-z]{3}-\d{4}\b")
 _FIELD = re.compile(r"(?:^|<)\s*(patient_id|subject_id|subject|age|sex|gender|race|dx)\s*>?\s*:\s*([^<]*)", re.I)
 
 
-@dataclass(frozen=True)
-class SignalLine:
-    """One signal of a header."""
+class SignalLine(NamedTuple):
+    """One signal of a header. A tuple: a header has twelve, and an archive a million headers."""
 
     file_name: str
     storage_format: str
@@ -65,11 +69,16 @@ class Header:
     comments: dict[str, str]
     """patient_id, age, sex, race, dx as written in the comments, where they are."""
 
+    def beside(self, name: str) -> str:
+        """The path of a file in the header's folder."""
+        return os.path.join(os.path.dirname(self.path), name)
 
-def split_header(path: Path) -> tuple[list[str], list[str]]:
+
+def split_header(path: Path | str) -> tuple[list[str], list[str]]:
     """The lines and the comments of a header. Raises Unusable if it cannot be read or is empty."""
     try:
-        text = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:  # unbuffered: a header is read in one piece
+            text = file.read()
     except OSError as error:
         raise Unusable(Reason.UNREADABLE, f"cannot be read ({error.strerror}); check the file's permissions") from None
     try:
@@ -83,15 +92,18 @@ def split_header(path: Path) -> tuple[list[str], list[str]]:
     return lines, [line.lstrip("#").strip() for line in stripped if line.startswith("#")]
 
 
-def segment_names(path: Path) -> tuple[str, ...]:
+def segment_names(path: Path | str) -> tuple[str, ...]:
     """The segment records that a multi-segment header joins; empty for any other file."""
     try:
-        lines, _ = split_header(path)
+        return _segments(split_header(path)[0])
     except Unusable:
         return ()
-    if "/" not in lines[0].split()[0]:
+
+
+def _segments(lines: list[str]) -> tuple[str, ...]:
+    if "/" not in lines[0].split(maxsplit=1)[0]:
         return ()
-    return tuple(line.split()[0] for line in lines[1:] if line.split()[0] != LAYOUT_FILE)
+    return tuple(name for line in lines[1:] if (name := line.split(maxsplit=1)[0]) != LAYOUT_FILE)
 
 
 def read_header(path: Path) -> Header:
@@ -118,7 +130,7 @@ def read_header(path: Path) -> Header:
             "the first line states no length, so a cut-off file would go unnoticed; add the number of "
             "samples as the fourth field",
         )
-    segments = segment_names(path)
+    segments = _segments(lines)
     signals = () if segments else tuple(_signal_line(line) for line in lines[1 : 1 + int(match["n_sig"])])
     if not segments and (len(signals) < int(match["n_sig"]) or not signals):
         raise Unusable(Reason.UNREADABLE, f"{len(signals)} of {match['n_sig']} signal lines are there; copy it again")
@@ -144,10 +156,19 @@ def _refuse_foreign_paths(lines: list[str]) -> None:
 
 
 def _signal_line(line: str) -> SignalLine:
+    """Parse one signal line. The lines of an archive are alike but for file, first value and checksum."""
+    words = line.split()
+    if len(words) > 7 and _ALIKE.fullmatch(f"{words[0]} {words[5]} {words[6]}"):
+        words[5] = words[6] = "0"
+        return _parsed_line(" ".join(["x", *words[1:]]))._replace(file_name=words[0])
+    return _parsed_line(line)
+
+
+@lru_cache(maxsize=1024)
+def _parsed_line(line: str) -> SignalLine:
     match = rx_signal.match(line)
     if match is None:
         raise Unusable(Reason.UNREADABLE, f"not a WFDB signal line: {line[:60]!r}; copy the header again")
-    baseline = match["baseline"] or match["adc_zero"] or "0"
     try:
         return SignalLine(
             file_name=match["file_name"],
@@ -156,7 +177,7 @@ def _signal_line(line: str) -> SignalLine:
             skew=int(match["skew"] or 0),
             byte_offset=int(match["byte_offset"] or 0),
             gain=float(match["adc_gain"] or 0),
-            baseline=int(baseline),
+            baseline=int(match["baseline"] or match["adc_zero"] or 0),
             unit=match["units"] or "mV",
             name=match["sig_name"].strip(),
         )
@@ -197,12 +218,16 @@ def check_files(header: Header) -> None:
     for signal in header.signals:
         files.setdefault(signal.file_name, []).append(signal)
     for name, signals in files.items():
-        path = header.path.parent / name
-        if name == LAYOUT_FILE or not path.is_file():
+        try:
+            found = os.stat(header.beside(name))
+            is_file, size = stat.S_ISREG(found.st_mode), found.st_size
+        except OSError:
+            is_file, size = False, 0
+        if name == LAYOUT_FILE or not is_file:
             raise Unusable(Reason.MISSING_FILE, f"its signal file {name} is not there; copy it beside the header")
         if any(signal.storage_format not in BYTES_PER_SAMPLE for signal in signals):
             continue  # compressed: wfdb finds out
         frame = sum(BYTES_PER_SAMPLE[s.storage_format] * s.samples_per_frame for s in signals)
-        needed, size = signals[0].byte_offset + int(frame * header.length), path.stat().st_size
+        needed = signals[0].byte_offset + int(frame * header.length)
         if size < needed:
             raise Unusable(Reason.TRUNCATED, f"its signal file {name} holds {size} of {needed} bytes; copy it again")

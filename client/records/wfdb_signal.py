@@ -1,6 +1,8 @@
 """The samples of a WFDB record in millivolt: by wfdb, or for plain format 16 by an equal raw read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import wfdb
@@ -8,10 +10,13 @@ from numpy.typing import NDArray
 
 from client.records.record import Reason, Unusable
 from client.records.wfdb_header import Header, check_files
+from shared_model.kernels import scaled
 from shared_model.leads import LEADS, canonical_lead, millivolt_per_unit
 
 LONGEST_READ_S = 60
 INVALID_16 = -32768  # format 16's missing sample (signal-5.htm)
+Channels = dict[str, tuple[int, float]]
+"""Canonical lead -> its channel, and how many mV its unit is."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def read_leads(header: Header) -> LeadSignal:
         raise Unusable(Reason.TOO_SHORT, "the header states 0 samples; copy the record again")
     if is_plain(header):
         channels = known_channels([s.name for s in header.signals], [s.unit for s in header.signals])
-        return _scaled(read_plain(header, length), channels)
+        return LeadSignal(read_plain(header, length, channels), tuple(channels))
     names, units, physical = _read_by_wfdb(header, length)
     return _scaled(physical, known_channels(names, units))
 
@@ -71,29 +76,38 @@ def is_plain(header: Header) -> bool:
     )
 
 
-def read_plain(header: Header, length: int) -> NDArray[np.float64]:
-    """The first `length` samples of a plain record in its own units, as wfdb reads them: (signal, time)."""
-    first = header.signals[0]
-    steps = np.fromfile(
-        header.path.parent / first.file_name,
-        "<i2",
-        count=length * len(header.signals),
-        offset=first.byte_offset,
-    ).reshape(length, len(header.signals))
+def read_plain(header: Header, length: int, channels: Channels) -> NDArray[np.float32]:
+    """The first `length` samples of a plain record's leads, to the last bit as by way of wfdb: (lead, time) mV."""
+    steps = read_steps(header, length)
+    places, factors = zip(*channels.values(), strict=True)
     baseline = np.array([signal.baseline for signal in header.signals], np.float64)
     gain = np.array([signal.gain for signal in header.signals])
-    physical: NDArray[np.float64] = (steps - baseline) / gain
-    physical[steps == INVALID_16] = np.nan
-    return physical.T
+    signal_mv: NDArray[np.float32] = scaled(
+        steps, np.array(places), baseline, gain, np.array(factors, np.float64), np.int16(INVALID_16)
+    )
+    return signal_mv
 
 
-def known_channels(names: list[str], units: list[str]) -> dict[str, tuple[int, float]]:
+def read_steps(header: Header, length: int) -> NDArray[np.int16]:
+    """The first `length` samples of a plain record as they lie in the file: (time, channel)."""
+    first = header.signals[0]
+    name = header.beside(first.file_name)
+    steps = np.fromfile(name, "<i2", length * len(header.signals), offset=first.byte_offset)
+    return steps.reshape(length, len(header.signals))
+
+
+def known_channels(names: Sequence[str], units: Sequence[str]) -> Channels:
     """For each canonical lead: its channel (the first of that name) and how many mV its unit is.
 
     Raises:
         Unusable: no channel is one of the twelve leads, or a lead's unit is not a voltage.
     """
-    channels: dict[str, tuple[int, float]] = {}
+    return dict(_known_channels(tuple(names), tuple(units)))
+
+
+@lru_cache(maxsize=64)  # the records of an archive are alike
+def _known_channels(names: tuple[str, ...], units: tuple[str, ...]) -> Channels:
+    channels: Channels = {}
     for channel, (name, unit) in enumerate(zip(names, units, strict=True)):
         lead = canonical_lead(name)
         if lead is None or lead in channels:
@@ -114,7 +128,7 @@ def known_channels(names: list[str], units: list[str]) -> dict[str, tuple[int, f
     return channels
 
 
-def _scaled(physical: NDArray[np.floating], channels: dict[str, tuple[int, float]]) -> LeadSignal:
+def _scaled(physical: NDArray[np.floating], channels: Channels) -> LeadSignal:
     places = [channel for channel, _ in channels.values()]
     factors = np.array([factor for _, factor in channels.values()])
     signal_mv = (physical[places] * factors[:, None]).astype(np.float32)

@@ -1,0 +1,98 @@
+"""From a reading to what the store takes: read, cut to segments, hashed; in this process or in several, in order."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from client.quality import Segments, cut_segments
+from client.records.record import EcgRecord, Reading, Remark, TurnedAway, Unusable
+from shared_model.errors import ExitCode, HemoFedError
+from shared_model.workers import worker_pool
+
+READINGS_AT_ONCE = 32
+CHUNKS_WAITING = 4  # a worker: enough to never stand idle, few enough to fit in memory
+WORTH_WORKERS = 4000  # records: fewer are read before the other processes have started
+NO_SIGNAL = np.empty((0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A record ready for the store; its own signal is dropped, its segments are what is kept."""
+
+    record: EcgRecord
+    segments: Segments
+    content: bytes
+    """SHA-256 of all segments."""
+
+    @property
+    def source(self) -> str:
+        """The file a person would open."""
+        return self.record.source
+
+    @property
+    def patient_id(self) -> str:
+        """Whose it is."""
+        return self.record.patient_id
+
+
+Outcome = Prepared | TurnedAway | Remark
+
+
+def prepare(reading: Reading) -> list[Outcome]:
+    """Read, and make of each record what the store takes, or the reason why not."""
+    return [_prepared(item) if isinstance(item, EcgRecord) else item for item in reading()]
+
+
+def _prepared(record: EcgRecord) -> Prepared | TurnedAway:
+    try:
+        segments = cut_segments(record)
+    except Unusable as unusable:
+        return TurnedAway(record.source, unusable.reason, unusable.detail, record.patient_id)
+    content = hashlib.sha256(segments.steps.data).digest()
+    return Prepared(replace(record, signal_mv=NO_SIGNAL), segments, content)
+
+
+def workers_for(count: int, wanted: int | None) -> int:
+    """How many processes to read `count` records with; 1 is this one alone."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if count >= WORTH_WORKERS else 1
+
+
+def prepared_in_order(readings: Iterator[Reading], workers: int) -> Iterator[list[Outcome]]:
+    """The outcome of each reading, in the order of the readings however many processes share the work.
+
+    Raises:
+        HemoFedError: a process died, for want of memory or by another's hand.
+    """
+    if workers == 1:
+        yield from map(prepare, readings)
+        return
+    pool = worker_pool(workers)
+    waiting: deque[Future[list[list[Outcome]]]] = deque()
+    try:
+        while chunk := list(islice(readings, READINGS_AT_ONCE)):
+            waiting.append(pool.submit(_prepare_all, chunk))
+            if len(waiting) > CHUNKS_WAITING * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool:
+        raise HemoFedError(
+            "a reading process died (out of memory?); what was stored before is intact: run the same command "
+            "again, with --workers 1 if it happens again",
+            ExitCode.UNEXPECTED,
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_all(readings: Sequence[Reading]) -> list[list[Outcome]]:
+    return [prepare(reading) for reading in readings]
