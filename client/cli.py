@@ -198,7 +198,8 @@ def doctor(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and problems.")] = False,
 ) -> None:
     """Look at the machine and the site folder: what is well, what is not, and what to do. Uses no network."""
-    from client.doctor import Level, examine, findings_table, worst
+    from client.doctor import examine, findings_table, worst
+    from client.finding import Level
 
     findings = examine(site_dir)
     if as_json:

@@ -14,6 +14,7 @@ from client.pseudonym import KEY_BYTES, KEY_FILE
 from client.schema import INDEX_FILE, SCHEMA_VERSION, check_schema
 from client.site import load_site
 from client.store import ROW_BYTES, SIGNAL_FILE
+from client.store_writer import end_of_rows
 from shared_model.errors import HemoFedError
 
 RESTORE = "restore the site folder from a backup, or ingest into a new one"
@@ -106,7 +107,7 @@ def store(site_dir: Path) -> Iterator[Finding]:
 def signal_file(site_dir: Path, connection: sqlite3.Connection) -> Finding:
     """Whether the signals of all rows are there."""
     path = site_dir / SIGNAL_FILE
-    count, end = connection.execute("SELECT count(*), coalesce(max(row) + 1, 0) FROM records").fetchone()
+    count, end = connection.execute("SELECT count(*) FROM records").fetchone()[0], end_of_rows(connection)
     size = path.stat().st_size if path.exists() else 0
     if size < end * ROW_BYTES:
         return problem("signals", f"{path}: holds {size // ROW_BYTES:,} of {end:,} rows", RESTORE)
