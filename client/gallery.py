@@ -176,11 +176,10 @@ def read_again(archive: str, format_name: str, selection: str, wanted: Sequence[
         items = found_in(open_archive(Path(archive), format_name, options), wanted)
     except (HemoFedError, OSError, ValueError) as error:
         return dict.fromkeys(wanted, f"its source cannot be opened again: {error}")
-    said = {
-        source: f"it cannot be read: {item.detail}" for source, item in items.items() if isinstance(item, TurnedAway)
-    }
-    records = {source: item for source, item in items.items() if isinstance(item, EcgRecord)}
-    return dict.fromkeys(wanted, "its source does not list it any more") | said | records
+    found: dict[str, EcgRecord | str] = dict.fromkeys(wanted, "it was not found again in its source")
+    for source, item in items.items():
+        found[source] = item if isinstance(item, EcgRecord) else f"it cannot be drawn ({item.reason})"
+    return found
 
 
 def found_in(archive: Archive, wanted: Sequence[str]) -> dict[str, EcgRecord | TurnedAway]:

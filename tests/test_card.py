@@ -3,13 +3,14 @@
 import json
 import math
 import random
+import re
 import sqlite3
 import statistics
 import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -319,3 +320,10 @@ def test_matplotlib_and_torch_are_not_loaded_for_the_screen() -> None:
     code = "import sys, client.cli, client.card, client.card_screen; print({'torch', 'matplotlib'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.stdout.strip() == "set()", ended.stderr
+
+
+def test_the_document_names_each_key_and_no_other() -> None:
+    document = (Path(__file__).parents[1] / "docs" / "data-card.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`.*?`) \|", document, flags=re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(field.name for field in fields(DataCard))
