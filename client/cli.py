@@ -14,6 +14,7 @@ from rich.table import Table
 from client.forget import forget as forget_patient
 from client.ingest import ingest as ingest_folder
 from client.ingest_summary import IngestSummary
+from client.label_command import label_site, print_report
 from client.lock import hold_lock
 from client.records import READERS
 from client.records.options import ReaderOptions
@@ -189,6 +190,49 @@ def migrate(site_dir: Annotated[Path, typer.Option("--site-dir", help="The site'
         raise HemoFedError(f"{site_dir}: no site store here; nothing to migrate", ExitCode.BAD_SITE)
     with hold_lock(site_dir), closing(connect(site_dir)):
         typer.echo(f"{site_dir}: schema {SCHEMA_VERSION}")
+
+
+@app.command()
+def labels(
+    site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder, with its ECGs ingested.")],
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Measurements by patient and time (csv, csv.gz), or MIMIC-IV's chartevents; else none new."
+        ),
+    ] = None,
+    window_hours: Annotated[
+        float | None, typer.Option(help="How far an ECG may lie from its measurement: 1 to 168; at first 24.")
+    ] = None,
+    side: Annotated[
+        str | None, typer.Option(help="before: only ECGs recorded at or before it; either: later ones too.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="First remove what a table of this name brought before.")
+    ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Distributions, prevalence, and what other windows would find.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no tables.")] = False,
+) -> None:
+    """Label the stored ECGs by measurements of their patients, each by the nearest one in time."""
+    with progress_bar("labels (MB)", quiet) as progress:
+        report = label_site(
+            site_dir,
+            table,
+            window_hours=window_hours,
+            side=side,  # type: ignore[arg-type]  # checked by JoinSettings
+            replace=replace,
+            summary=summary,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(asdict(report)))
+    elif not quiet:
+        print_report(report)
+    if report.hint:
+        typer.echo(f"{NAME}: {report.hint}", err=True)
 
 
 @app.command()

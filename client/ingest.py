@@ -9,11 +9,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from client.ingest_summary import IngestSummary
+from client.labels import import_events
 from client.lock import hold_lock
 from client.preparation import prepared_in_order, workers_for
 from client.pseudonym import SplitShares, parse_shares
 from client.pseudonym import patient_key as settle_patient_key
 from client.records import choose_format, open_archive
+from client.records.labels_csv import LABELS_FILE, is_event_form
 from client.records.options import ReaderOptions
 from client.records.record import Remark
 from client.schema import connect, damaged
@@ -69,6 +71,8 @@ def ingest(
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
+                if is_event_form(source / LABELS_FILE):
+                    import_events(connection, key, source / LABELS_FILE)
                 writer = StoreWriter(connection, signals, key, source, format_name, options.selection())
                 done = 0
                 for outcomes in prepared_in_order(archive.readings, workers_for(archive.count, workers)):

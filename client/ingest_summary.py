@@ -10,6 +10,8 @@ from client.records.record import Noticed, Reason
 EXAMPLES = 10
 # Counted, but not worth a line each: whole archives have no patient ids, and a flat lead is everyday.
 QUIET = (Noticed.PATIENT_FROM_RECORD_NAME, Noticed.FLAT_LEADS, Noticed.SEGMENTS_LEFT_OUT)
+# A record's own labels, and those of the event that was joined to it.
+LABELS = "SELECT row, name FROM labels UNION SELECT row, name FROM record_events JOIN event_values USING (event)"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def sum_up(count: Count, source: str, format_name: str, connection: sqlite3.Conn
         duplicates=list(count.duplicates.values()),
         patients=ask("SELECT count(DISTINCT patient) FROM records").fetchone()[0],
         splits={name: splits.get(split, 0) for split, name in enumerate(SPLIT_NAMES)},
-        labels=dict(ask("SELECT name, count(*) FROM labels GROUP BY name ORDER BY name")),
+        labels=dict(ask(f"SELECT name, count(*) FROM ({LABELS}) GROUP BY name ORDER BY name")),
         source_rates_hz={
             f"{rate:g}": rows
             for rate, rows in ask("SELECT source_rate_hz, count(*) FROM records GROUP BY 1 ORDER BY 1")

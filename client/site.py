@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from client.quality_policy import QualityPolicy
 from shared_model.errors import ExitCode, HemoFedError
 
 SITE_FILE = "site.toml"
@@ -31,6 +32,8 @@ class SiteSettings(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     physical_batch: int | None = Field(default=None, ge=1)
     """ECGs in memory at once; None lets the study's batch size decide."""
+    quality: QualityPolicy = QualityPolicy()
+    """What an ingest does with ECGs of poor quality: the table `[quality]`."""
 
 
 def load_site(site_dir: Path | str) -> SiteSettings:
@@ -62,21 +65,25 @@ def load_site(site_dir: Path | str) -> SiteSettings:
 def write_site(site_dir: Path | str, settings: SiteSettings) -> None:
     """Write `site.toml`, whole or not at all. Unset values (None) are left out."""
     path = Path(site_dir) / SITE_FILE
-    lines = [
-        f"{key} = {json.dumps(value)}"  # a JSON string, number or boolean is also a TOML one
-        for key, value in settings.model_dump().items()
-        if value is not None
-    ]
+    table = settings.model_dump()
+    quality = table.pop("quality")  # a table comes last in TOML
+    lines = [*_toml_lines(table), "", "[quality]", *_toml_lines(quality)]
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _toml_lines(table: dict[str, object]) -> list[str]:
+    """`key = value`; a JSON string, number or boolean is also a TOML one."""
+    return [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
 
 
 def _first_fault(error: ValidationError, path: Path) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{path}: unknown key {key!r}; allowed keys: {', '.join(SiteSettings.model_fields)}"
+        fields = QualityPolicy.model_fields if fault["loc"][0] == "quality" else SiteSettings.model_fields
+        return f"{path}: unknown key {key!r}; allowed keys: {', '.join(fields)}"
     if fault["type"] == "missing" and key == "disclosure":
         return f'{path}: disclosure is not set; add a line disclosure = "clear", "masked" or "noised"'
     return f"{path}: {key}: {fault['msg']}"

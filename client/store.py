@@ -7,7 +7,7 @@ Written by client/ingest.py only. Layout, provenance and what leaves: docs/site-
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,13 @@ SIGNAL_FILE = "signals.i16"
 ROW_SHAPE = (len(LEADS), SAMPLES)
 ROW_BYTES = len(LEADS) * SAMPLES * 2
 DERIVED_CHUNK = 256
+LABEL_SIDE = "label_side"
+"""In `meta`: `before` (also where it is not set) or `either`."""
+SIMULTANEOUS_S = 60.0
+"""An ECG that begins at most this long after a measurement is of the same moment: a minute around the wedge."""
 
 Progress = Callable[[int, int], None]
+Float = TypeVar("Float", np.float32, np.float64)
 Code = TypeVar("Code", str, tuple[int, str])
 Compute = Callable[[NDArray[np.int16]], NDArray[np.float32]]
 
@@ -213,12 +218,14 @@ def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, NDArray[np
         "source_rate_hz, lead_mask, content"
     )
     entries = connection.execute(f"SELECT {columns} FROM records ORDER BY row").fetchall()
-    label_rows = connection.execute("SELECT name, row, value FROM labels").fetchall()
     field = dict(zip(columns.split(", "), zip(*entries, strict=True), strict=True)) if entries else {}
     patient_keys, patient = _codes(field.get("patient", ()))
     _, record = _codes(tuple(zip(field.get("archive", ()), field.get("record_id", ()), strict=True)))
     digest = hashlib.sha256(b"".join(field.get("content", ()))).hexdigest()[:16]
     places = np.array(field.get("row", ()), np.int64)
+    recorded_at = np.array(field.get("recorded_at", ()), np.float64)  # None becomes NaN
+    own_measured_at = np.array(field.get("measured_at", ()), np.float64)
+    labels, measured_at = _labels(connection, places, recorded_at, own_measured_at)
     index = RecordIndex(
         row=np.arange(len(entries)),
         record=record,
@@ -226,12 +233,12 @@ def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, NDArray[np
         patient=patient,
         patient_keys=patient_keys,
         split=np.array(field.get("split", ()), np.uint8),
-        recorded_at=np.array(field.get("recorded_at", ()), np.float64),  # None becomes NaN
+        recorded_at=recorded_at,
         age_years=np.array(field.get("age_years", ()), np.float32),
         sex=np.array(field.get("sex", ()), np.str_),
         race=np.array(field.get("race", ()), np.str_),
-        labels=_label_columns(label_rows, places),
-        measured_at=np.array(field.get("measured_at", ()), np.float64),
+        labels=labels,
+        measured_at=measured_at,
         source_rate_hz=np.array(field.get("source_rate_hz", ()), np.float32),
         lead_mask=np.array(field.get("lead_mask", ()), np.uint16),
     )
@@ -245,12 +252,46 @@ def _codes(values: Sequence[Code]) -> tuple[tuple[Code, ...], NDArray[np.int64]]
     return tuple(code), places
 
 
-def _label_columns(entries: list[tuple[str, int, float]], places: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-    names, rows, values = zip(*entries, strict=True) if entries else ((), (), ())
-    labels: dict[str, NDArray[np.float32]] = {}
-    for name, row, value in zip(names, np.searchsorted(places, rows).tolist(), values, strict=True):
-        labels.setdefault(name, np.full(len(places), np.nan, np.float32))[row] = value
-    return dict(sorted(labels.items()))
+def _labels(
+    connection: sqlite3.Connection,
+    places: NDArray[np.int64],
+    recorded_at: NDArray[np.float64],
+    measured_at: NDArray[np.float64],
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float64]]:
+    """Each label, and when it was measured: what the record brought itself (`measured_at`), else what its event says.
+
+    `places` are the rows as the index numbers them, ascending.
+
+    Guarantee: unless the site chose `either`, no ECG has a label that was measured more than SIMULTANEOUS_S before it.
+    Where one of the two times is unknown this cannot be seen, and the label stays.
+    """
+    side = connection.execute("SELECT value FROM meta WHERE key = ?", (LABEL_SIDE,)).fetchone()
+    late = recorded_at - measured_at > (np.inf if side == ("either",) else SIMULTANEOUS_S)
+    own = _columns(connection.execute("SELECT name, row, value FROM labels"), places, np.float32)
+    for values in own.values():
+        values[late] = np.nan
+    labelled = np.any([~np.isnan(values) for values in own.values()], axis=0) if own else np.full(len(places), False)
+    measured_at = np.where(late, np.nan, measured_at)
+    times_of_events = "SELECT '', row, measured_at FROM record_events JOIN events USING (event)"
+    event_at = _columns(connection.execute(times_of_events), places, np.float64).get("", np.full(len(places), np.nan))
+    from_event = ~np.isnan(event_at) & ~(labelled & ~np.isnan(measured_at))
+    values_of_events = "SELECT name, row, value FROM record_events JOIN event_values USING (event)"
+    labels = _columns(connection.execute(values_of_events), places, np.float32)
+    for name, values in own.items():
+        labels[name] = np.where(np.isnan(values), labels[name], values) if name in labels else values
+    return dict(sorted(labels.items())), np.where(from_event, event_at, measured_at)
+
+
+def _columns(
+    entries: Iterable[tuple[str, int, float]], places: NDArray[np.int64], dtype: type[Float]
+) -> dict[str, NDArray[Float]]:
+    """Values by name, one for each of `places`, NaN where there is none; `entries` are name, row and value."""
+    wide: dict[str, NDArray[Float]] = {}
+    for name, row, value in entries:
+        if name not in wide:
+            wide[name] = np.full(int(places[-1]) + 1, np.nan, dtype)
+        wide[name][row] = value
+    return {name: values[places] for name, values in wide.items()}
 
 
 def open_pooled(site_dirs: Sequence[Path | str]) -> Store:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from client.ingest_summary import Count, IngestSummary, sum_up
+from client.labels import join, late_label
 from client.preparation import Outcome, Prepared
 from client.pseudonym import PatientKey
 from client.records.record import EcgRecord, Noticed, Reason, Remark, TurnedAway
@@ -118,10 +119,11 @@ class StoreWriter:
             self._connection.execute("BEGIN IMMEDIATE")
 
     def finish(self, site_dir: Path) -> IngestSummary:
-        """Commit the last chunk, mark the ingest as finished, and sum up."""
-        self._connection.execute("UPDATE ingests SET finished_at = ? WHERE ingest = ?", (_now(), self._ingest))
+        """Commit the last chunk, join what was measured to it, mark the ingest as finished, and sum up."""
         self._commit()
         _sync_folder(site_dir)
+        join(self._connection)
+        self._connection.execute("UPDATE ingests SET finished_at = ? WHERE ingest = ?", (_now(), self._ingest))
         return sum_up(self._count, str(self._source), self._format, self._connection)
 
     def _add_record(self, prepared: Prepared, patient: str) -> None:
@@ -132,6 +134,8 @@ class StoreWriter:
         if segments.left_out:
             detail = f"{segments.left_out} of its 10 s segments were flat, missing or implausible"
             self._remark(record.source, Noticed.SEGMENTS_LEFT_OUT, detail, patient)
+        if (remark := late_label(record)) is not None:
+            self._remark(remark.source, remark.noticed, remark.detail, patient)
         stored = self._connection.execute(
             "SELECT content, row FROM records WHERE archive = ? AND record_id = ? AND segment = 0",
             (self._archive, record.record_id),

@@ -1,4 +1,7 @@
-"""labels.csv: who a record's patient is and what was measured. Columns and their meaning: docs/labels.md."""
+"""labels.csv: who a record's patient is and what was measured. Columns and their meaning: docs/labels.md.
+
+A labels.csv without the column `record` is a table of measurements by patient and time: see client/events.py.
+"""
 
 import csv
 import math
@@ -11,6 +14,7 @@ from shared_model.errors import ExitCode, HemoFedError
 
 LABELS_FILE = "labels.csv"
 RECORD_COLUMNS = ("record", "patient_id", "age_years", "sex", "race", "recorded_at", "measured_at")
+EVENT_COLUMNS = ("patient_id", "measured_at")
 EMPTY = frozenset({"", "na", "nan", "n/a", "nd", "none", "null"})
 # A value outside is a slip of the pen or a broken transducer; the limits are wide on purpose.
 PLAUSIBLE_MMHG = {"mpcwp_mmhg": (0.0, 80.0), "mpap_mmhg": (0.0, 80.0)}
@@ -39,7 +43,7 @@ class LabelTable:
 
 
 def read_labels(path: Path) -> LabelTable:
-    """Read a labels.csv; an absent file is an empty table.
+    """Read a labels.csv; an absent file, or one of measurements by patient and time, is an empty table.
 
     A column beyond the known ones is a label if any of its cells is a number; a column of text is left out
     with a remark. A single cell of a label column that is no plausible number is dropped with a remark.
@@ -47,7 +51,7 @@ def read_labels(path: Path) -> LabelTable:
     Raises:
         HemoFedError: it cannot be read as CSV, a column name stands twice, or there is no `record` column.
     """
-    if not path.is_file():
+    if not path.is_file() or is_event_form(path):
         return LabelTable({}, ())
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -67,11 +71,22 @@ def read_labels(path: Path) -> LabelTable:
     return LabelTable(rows, tuple(remarks))
 
 
+def is_event_form(path: Path) -> bool:
+    """Whether a table has no `record` but `patient_id` and `measured_at`; False where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = {column.strip() for column in next(csv.reader(file), ())}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return "record" not in columns and columns.issuperset(EVENT_COLUMNS)
+
+
 def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     columns = [column.strip() for column in reader.fieldnames or ()]
     if "record" not in columns:
         raise HemoFedError(
-            f"{path}: no column 'record' in the first line; add it: each record's path without extension",
+            f"{path}: no column 'record' in the first line; add it (each record's path without extension), or both "
+            f"{' and '.join(EVENT_COLUMNS)} for measurements by patient and time",
             ExitCode.BAD_SOURCE,
         )
     if len(set(columns)) < len(columns):

@@ -45,6 +45,8 @@ class Reason(StrEnum):
     ALL_LEADS_FLAT = "all_leads_flat"
     MOSTLY_MISSING = "mostly_missing"
     IMPLAUSIBLE_AMPLITUDE = "implausible_amplitude"
+    WRONG_GAIN = "wrong_gain"
+    LOW_QUALITY = "low_quality"
     DUPLICATE = "duplicate"
     CHANGED = "changed"
     FORGOTTEN = "forgotten"
@@ -65,6 +67,7 @@ class Noticed(StrEnum):
     FLAT_LEADS = "flat_leads"
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
+    ECG_AFTER_MEASUREMENT = "ecg_after_measurement"
 
 
 class Unusable(Exception):
