@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from client.card_labels import LabelCard, WithheldGroup, label_cards, read_label_table, withheld_by_target
+from client.card_labels import LabelCard, LabelTable, WithheldGroup, label_cards, read_label_table, withheld_by_target
 from client.pseudonym import SPLIT_NAMES
 from client.records.record import Reason
 from client.schema import INDEX_FILE, check_schema, damaged
@@ -146,12 +146,11 @@ def data_card(site_dir: Path) -> DataCard:
     """The card of a site folder. Raises HemoFedError as `load_site` and `open_index` do."""
     settings = load_site(site_dir)
     with open_index(site_dir) as connection:
-        return card_of(connection, settings)
+        return card_of(connection, settings, read_label_table(connection))
 
 
-def card_of(connection: sqlite3.Connection, settings: SiteSettings) -> DataCard:
-    """The card of an open index."""
-    table = read_label_table(connection)
+def card_of(connection: sqlite3.Connection, settings: SiteSettings, table: LabelTable) -> DataCard:
+    """The card of an open index; `table` holds its labels."""
     ages = column(connection, "SELECT age_years FROM (SELECT age_years, min(row) FROM records GROUP BY patient)")
     labels = label_cards(table)
     heart_rates = column(connection, "SELECT value FROM measurements WHERE name = 'heart_rate_bpm'")

@@ -4,6 +4,7 @@ withhold."""
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from client.evaluation import Scores, count, index_ecgs
 from client.pseudonym import SPLIT_NAMES, TEST
 from client.spread import Histogram, Spread, histogram_of, spread_of
+from client.store import label_columns
 from shared_model.disclosure import suppressed_groups
 from shared_model.subgroups import PARTITIONS, RACES, Levels, attributes_of, restrict_levels
 
@@ -26,7 +28,6 @@ MOST_TARGETS = 12
 RECORD_COLUMNS = np.dtype(
     [("row", "i8"), ("patient", "S32"), ("split", "u1"), ("recorded_at", "f8"), ("measured_at", "f8")]
 )
-LABEL_COLUMNS = np.dtype([("row", "i8"), ("label", "i4"), ("value", "f4")])
 TEST_COLUMNS = np.dtype([("sex", "U7"), ("age_years", "f4"), ("race", "U41")])
 
 
@@ -66,7 +67,7 @@ class WithheldGroup:
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """All rows of a store and all their labels, as columns in ascending row."""
+    """All rows of a store with their labels, as columns in ascending row."""
 
     row: NDArray[np.int64]
     patient: NDArray[np.int64]
@@ -74,54 +75,41 @@ class LabelTable:
     split: NDArray[np.uint8]
     recorded_at: NDArray[np.float64]
     measured_at: NDArray[np.float64]
-    names: tuple[str, ...]
-    """The labels, in the alphabet's order."""
-    label: NDArray[np.int32]
-    """Of each value the place of its name; ascending."""
-    place: NDArray[np.int64]
-    """Of each value the place of its row in the columns above."""
-    value: NDArray[np.float32]
+    labels: dict[str, NDArray[np.float32]]
+    """Wedge pressures first, then what most ECGs have; NaN where absent. A name without any value is left out."""
 
     def of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Places and values of one label."""
-        code = self.names.index(name)
-        start, end = np.searchsorted(self.label, (code, code + 1))
-        return self.place[start:end], self.value[start:end]
+        """Places of the ECGs that have a label, and its values."""
+        place = np.flatnonzero(~np.isnan(self.labels[name]))
+        return place, self.labels[name][place]
+
+    def at(self, row: int) -> dict[str, float]:
+        """The labels of one row."""
+        place = int(np.searchsorted(self.row, row))
+        return {name: float(values[place]) for name, values in self.labels.items() if not np.isnan(values[place])}
 
 
 def read_label_table(connection: sqlite3.Connection) -> LabelTable:
-    """Read the columns in one pass each: about 100 bytes a row while it lasts, 60 afterwards."""
+    """Read the columns in one pass each, labels as training and evaluation see them (`client.store.label_columns`)."""
     asked = ", ".join(RECORD_COLUMNS.names or ())
     records = np.fromiter(connection.execute(f"SELECT {asked} FROM records ORDER BY row"), RECORD_COLUMNS)
-    _, patient = np.unique(records["patient"], return_inverse=True)
-    names = tuple(name for (name,) in connection.execute("SELECT DISTINCT name FROM labels ORDER BY name"))
-    code = {name: place for place, name in enumerate(names)}
-    values = np.fromiter(
-        ((row, code[name], value) for row, name, value in connection.execute("SELECT row, name, value FROM labels")),
-        LABEL_COLUMNS,
-    )
-    order = np.argsort(values["label"], kind="stable")
+    row, recorded_at = records["row"].copy(), records["recorded_at"].copy()
+    labels, measured_at = label_columns(connection, row, recorded_at, records["measured_at"].copy())
+    known = {name: int((~np.isnan(values)).sum()) for name, values in labels.items()}
+    in_order = sorted(known, key=lambda name: (not name.startswith(WEDGE), -known[name], name))
     return LabelTable(
-        row=records["row"].copy(),
-        patient=patient.astype(np.int64),
+        row=row,
+        patient=np.unique(records["patient"], return_inverse=True)[1].astype(np.int64),
         split=records["split"].copy(),
-        recorded_at=records["recorded_at"].copy(),
-        measured_at=records["measured_at"].copy(),
-        names=names,
-        label=values["label"][order],
-        place=np.searchsorted(records["row"], values["row"][order]),
-        value=values["value"][order],
+        recorded_at=recorded_at,
+        measured_at=measured_at,
+        labels={name: labels[name] for name in in_order if known[name]},
     )
 
 
 def label_cards(table: LabelTable) -> dict[str, LabelCard]:
-    """A card for each label column, wedge pressures first, then the fullest."""
-    return {name: label_card(table, name) for name in in_order(table)}
-
-
-def in_order(table: LabelTable) -> list[str]:
-    """The labels: wedge pressures first, then those that most ECGs have."""
-    return sorted(table.names, key=lambda name: (not name.startswith(WEDGE), -len(table.of(name)[0]), name))
+    """A card for each label."""
+    return {name: label_card(table, name) for name in table.labels}
 
 
 def label_card(table: LabelTable, name: str) -> LabelCard:
@@ -189,7 +177,7 @@ def withheld_by_target(
 def targets(table: LabelTable) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.bool_] | None]]:
     """What evaluation could be asked for: name, places of the ECGs that have it, who is positive (None: a number)."""
     yield ANY_ECG, np.arange(len(table.row)), None
-    for name in in_order(table)[:MOST_TARGETS]:
+    for name in islice(table.labels, MOST_TARGETS):
         place, value = table.of(name)
         for threshold in thresholds(name, value):
             yield target_name(name, f"{threshold:g}"), place, value > threshold

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from client.card import DataCard, card_of, open_index
 from client.card_charts import card_charts, label_charts
+from client.card_labels import read_label_table
 from client.card_tables import card_tables, withheld_tables
 from client.gallery import Exhibit, random_rows, refused_ecgs, refused_records, stored_ecgs, worst_rows
 from client.site import load_site
@@ -47,10 +48,11 @@ def write_card_page(
     """
     settings = load_site(site_dir)
     with open_index(site_dir) as connection:
-        card = card_of(connection, settings)
+        table = read_label_table(connection)
+        card = card_of(connection, settings, table)
         galleries = Galleries(
-            random=stored_ecgs(site_dir, connection, random_rows(connection, RANDOM_ECGS, seed), show_ids),
-            worst=stored_ecgs(site_dir, connection, worst_rows(connection, WORST_ECGS), show_ids),
+            random=stored_ecgs(site_dir, connection, table, random_rows(connection, RANDOM_ECGS, seed), show_ids),
+            worst=stored_ecgs(site_dir, connection, table, worst_rows(connection, WORST_ECGS), show_ids),
             refused=refused_ecgs(site_dir, connection, refused_records(connection, REFUSED_ECGS, seed)),
         )
     write_private(path, page_text(card, galleries, seed, progress))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from client.card_labels import LabelTable
 from client.pseudonym import patient_key
 from client.records import READERS, open_archive
 from client.records.options import ReaderOptions
@@ -65,7 +66,7 @@ def worst_rows(connection: sqlite3.Connection, count: int) -> list[int]:
 
 
 def stored_ecgs(
-    site_dir: Path, connection: sqlite3.Connection, rows: Sequence[int], show_ids: bool = False
+    site_dir: Path, connection: sqlite3.Connection, table: LabelTable, rows: Sequence[int], show_ids: bool = False
 ) -> list[Exhibit]:
     """The ECGs of these rows. Their records' names, which may spell a patient id, only with `show_ids`."""
     exhibits = []
@@ -78,15 +79,14 @@ def stored_ecgs(
             "WHERE row = ?"
         )
         record_id, source, *known = connection.execute(asked, (row,)).fetchone()
-        labels = connection.execute("SELECT name, value FROM labels WHERE row = ? ORDER BY name", (row,)).fetchall()
         title = f"Row {row}" + (f": {record_id} ({source})" if show_ids else "")
         drawn_mv, remark = on_paper(signal_mv)
-        exhibits.append(Exhibit(title, in_words(labels, *known), drawn_mv, remark))
+        exhibits.append(Exhibit(title, in_words(table.at(row), *known), drawn_mv, remark))
     return exhibits
 
 
 def in_words(
-    labels: Sequence[tuple[str, float]],
+    labels: Mapping[str, float],
     sex: str,
     age_years: float | None,
     recorded_at: float | None,
@@ -102,7 +102,7 @@ def in_words(
         f"from {rate_hz:g} Hz",
         "" if device == UNKNOWN else device,
         "quality not assessed" if quality is None else f"quality {quality:.2f}",
-        *(f"{name} {value:g}" for name, value in labels),
+        *(f"{name} {value:g}" for name, value in labels.items()),
     ]
     return ", ".join(part for part in said if part)
 

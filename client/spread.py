@@ -56,7 +56,8 @@ def histogram_of(values: NDArray[np.floating], width: float | None = None) -> Hi
     width = width or round_width((high - low) / (MOST_BINS - 1))
     first, last = math.floor(low / width + 1e-9), math.floor(high / width + 1e-9)
     edges = [round(place * width, 9) for place in range(first, last + 2)]
-    return Histogram(tuple(edges), tuple(np.histogram(known, edges)[0].tolist()))
+    inside = np.clip(known, edges[0], edges[-1])  # rounding may leave the outermost values a hair outside
+    return Histogram(tuple(edges), tuple(np.histogram(inside, edges)[0].tolist()))
 
 
 def round_width(width: float) -> float:

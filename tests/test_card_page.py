@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.card import data_card, open_index
+from client.card_labels import read_label_table
 from client.card_page import write_card_page, write_private
 from client.forget import forget
 from client.gallery import found_in, on_paper, random_rows, refused_ecgs, refused_records, stored_ecgs, worst_rows
@@ -91,7 +92,8 @@ def test_the_worst_are_those_of_lowest_quality(site_dir: Path) -> None:
 
 def test_a_stored_ecg_is_drawn_as_it_is_stored(site_dir: Path) -> None:
     with open_index(site_dir) as connection:
-        plain, named = (stored_ecgs(site_dir, connection, [7], show_ids=shown)[0] for shown in (False, True))
+        table = read_label_table(connection)
+        plain, named = (stored_ecgs(site_dir, connection, table, [7], shown)[0] for shown in (False, True))
     steps = open_store(site_dir).read(np.array([7]))[0]
     assert plain.signal_mv is not None
     np.testing.assert_allclose(plain.signal_mv, np.where(steps == MISSING, np.nan, steps / 1000), atol=1e-6)
