@@ -1,13 +1,11 @@
 """hemofed-client: the command line inside a hospital."""
 
 import json
-import sqlite3
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,12 +16,10 @@ from client.ingest import ingest as ingest_folder
 from client.ingest_summary import IngestSummary
 from client.label_command import label_site, print_report
 from client.lock import hold_lock
-from client.pseudonym import SPLIT_NAMES
 from client.records import READERS
 from client.records.options import ReaderOptions
 from client.schema import INDEX_FILE, SCHEMA_VERSION, connect
 from client.site import Disclosure, load_site
-from client.store import RecordIndex, open_store
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import progress_bar, run_cli
 
@@ -133,63 +129,33 @@ def _print_summary(summary: IngestSummary, site_dir: Path) -> None:
 @app.command()
 def check(
     site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with distributions and ECGs here.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the random ECGs of the page.")] = 1,
+    show_ids: Annotated[
+        bool, typer.Option("--show-ids", help="On the page, the source's name of each stored record.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
     """Show what the site store holds. For the hospital's own eyes: small counts are not suppressed here."""
-    settings = load_site(site_dir)
-    index = open_store(site_dir).index
-    card = {
-        "site": settings.name,
-        "disclosure": settings.disclosure,
-        **data_card(index),
-        **_kept_out(site_dir),
-    }
+    from client.card import data_card
+    from client.card_screen import card_screen
+
+    if html is None:
+        card = data_card(site_dir)
+    else:
+        from client.card_page import write_card_page  # brings matplotlib, which takes a second
+
+        with progress_bar("draw", quiet) as progress:
+            card = write_card_page(site_dir, html, seed, show_ids, progress)
     if as_json:
-        print(json.dumps(card))
-        return
-    table = Table(title=f"{settings.name} (disclosure: {settings.disclosure})", title_justify="left")
-    for column in ("what", "value", "count"):
-        table.add_column(column, justify="right" if column == "count" else "left")
-    for what, value in card.items():
-        if isinstance(value, dict):
-            table.add_section()
-            for key, count in value.items():
-                table.add_row(what.replace("_", " "), escape(str(key)), str(count))
-        elif isinstance(value, int):
-            table.add_row(what.replace("_", " "), "", str(value))
-    Console().print(table)
-    if not len(index):
+        print(json.dumps(asdict(card)))
+    elif not quiet:
+        console = Console()
+        console.print(f"[bold]{escape(card.site)}[/bold] (disclosure: {card.disclosure}); stays in the hospital")
+        console.print(card_screen(card))
+    if not card.ecgs:
         raise HemoFedError(f"{site_dir}: the store is empty; ingest records first", ExitCode.NO_USABLE_PATIENTS)
-
-
-def data_card(index: RecordIndex) -> dict[str, int | dict[str, int]]:
-    """Counts of a store: 10 s ECGs and patients, in all, per split, sex, race and source rate; labels."""
-
-    def patients_by(values: list[str]) -> dict[str, int]:
-        pairs = sorted(set(zip(values, index.patient.tolist(), strict=True)))
-        return {value: sum(pair[0] == value for pair in pairs) for value in dict.fromkeys(pair[0] for pair in pairs)}
-
-    return {
-        "ecgs": len(index),
-        "records": len(np.unique(index.record)),
-        "patients": len(index.patient_keys),
-        "patients_by_split": patients_by([SPLIT_NAMES[split] for split in index.split]),
-        "patients_by_sex": patients_by(index.sex.tolist()),
-        "patients_by_race": patients_by(index.race.tolist()),
-        "ecgs_by_source_rate_hz": {
-            f"{rate:g}": int((index.source_rate_hz == rate).sum()) for rate in np.unique(index.source_rate_hz)
-        },
-        "ecgs_labelled": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
-    }
-
-
-def _kept_out(site_dir: Path) -> dict[str, dict[str, int]]:
-    """Records turned away and remarks by reason, over all ingests."""
-    with closing(sqlite3.connect(site_dir / INDEX_FILE)) as connection:
-        return {
-            "turned_away": dict(connection.execute("SELECT reason, count(*) FROM turned_away GROUP BY 1")),
-            "noticed": dict(connection.execute("SELECT noticed, count(*) FROM remarks GROUP BY 1")),
-        }
 
 
 @app.command()
@@ -267,6 +233,27 @@ def labels(
         print_report(report)
     if report.hint:
         typer.echo(f"{NAME}: {report.hint}", err=True)
+
+
+@app.command()
+def doctor(
+    site_dir: Annotated[Path | None, typer.Option("--site-dir", help="Look at this site's folder too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and problems.")] = False,
+) -> None:
+    """Look at the machine and the site folder: what is well, what is not, and what to do. Uses no network."""
+    from client.doctor import examine, findings_table, worst
+    from client.finding import Level
+
+    findings = examine(site_dir)
+    if as_json:
+        print(json.dumps({"worst": worst(findings), "findings": [asdict(finding) for finding in findings]}))
+    else:
+        Console().print(findings_table([each for each in findings if not quiet or each.level != Level.OK]))
+    if worst(findings) == Level.PROBLEM:
+        problems = [finding for finding in findings if finding.level == Level.PROBLEM]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise HemoFedError(f"{problems[0].check}: {problems[0].found}; {problems[0].remedy}{more}", ExitCode.UNFIT)
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ def _load_index(connection: sqlite3.Connection) -> tuple[RecordIndex, NDArray[np
     places = np.array(field.get("row", ()), np.int64)
     recorded_at = np.array(field.get("recorded_at", ()), np.float64)  # None becomes NaN
     own_measured_at = np.array(field.get("measured_at", ()), np.float64)
-    labels, measured_at = _labels(connection, places, recorded_at, own_measured_at)
+    labels, measured_at = label_columns(connection, places, recorded_at, own_measured_at)
     index = RecordIndex(
         row=np.arange(len(entries)),
         record=record,
@@ -252,7 +252,7 @@ def _codes(values: Sequence[Code]) -> tuple[tuple[Code, ...], NDArray[np.int64]]
     return tuple(code), places
 
 
-def _labels(
+def label_columns(
     connection: sqlite3.Connection,
     places: NDArray[np.int64],
     recorded_at: NDArray[np.float64],

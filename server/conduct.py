@@ -20,7 +20,6 @@ from server.conductor import Ask
 from server.judging import StudyOutcome, strictest
 from server.logbook import file_watcher
 from server.report.card import write_card
-from server.report.ecg_paper import ExampleEcg
 from server.report.files import RESULTS_FILE, load_metrics, load_results, write_results
 from server.report.page import write_page
 from server.report.results import (
@@ -38,6 +37,7 @@ from server.report.results import (
 )
 from server.rounds import run_study
 from shared_model.disclosure import round_count
+from shared_model.ecg_paper import ExampleEcg
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import build_model
 from shared_model.release import VERSION, release_sha256

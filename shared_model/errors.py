@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     DEVICE_MISSING = 19
     RELEASE_DIFFERS = 20
     FORMAT_UNDECLARED = 21
+    UNFIT = 24
     INTERRUPTED = 130
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared_model.encoder import EncoderSettings
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.objectives.catalogue import ObjectiveSettings
-from shared_model.subgroups import factors_of, group_names
+from shared_model.subgroups import PARTITIONS, RACES, factors_of, group_names
 
 
 class Settings(BaseModel):
@@ -100,9 +100,9 @@ class Federation(Settings):
 class Evaluation(Settings):
     """How the outcome is judged. The test split is read once, after the last round."""
 
-    partitions: tuple[str, ...] = ("sex", "age", "race", "sex x age")
+    partitions: tuple[str, ...] = PARTITIONS
     # A secure sum needs every site to send the same groups; a race not named here counts as "other".
-    races: tuple[str, ...] = ("asian", "black", "hispanic", "white")
+    races: tuple[str, ...] = RACES
     bootstrap_replicates: int = Field(default=200, ge=0, le=2000)
     model: Literal["final", "best_on_validation"] = "final"
     minimum_cell: int = Field(default=11, ge=1)

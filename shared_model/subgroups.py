@@ -20,6 +20,7 @@ SEXES = ("female", "male", UNKNOWN)
 AGE_EDGES_YEARS = (18.0, 35.0, 50.0, 75.0)  # lower edges; a band holds its lower edge and not its upper
 AGE_BANDS = ("under 18", "18-35", "35-50", "50-75", "75+")
 PARTITIONS = ("sex", "age", "race", "sex x age")
+RACES = ("asian", "black", "hispanic", "white")
 MOST_GROUPS = 500
 
 _LEVEL = re.compile(r"[a-z0-9+.,()/_-]+( [a-z0-9+.,()/_-]+)*")

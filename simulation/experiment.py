@@ -9,9 +9,9 @@ from rich.console import Console
 
 from client.store import open_store
 from server.conduct import write_folder
-from server.report.ecg_paper import ExampleEcg
 from server.report.files import load_results
 from server.report.results import Oracle, Results
+from shared_model.ecg_paper import ExampleEcg
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
 from shared_model.study import Study

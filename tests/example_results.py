@@ -5,7 +5,6 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from server.report.ecg_paper import ExampleEcg
 from server.report.results import (
     Baselines,
     Calibration,
@@ -32,6 +31,7 @@ from server.report.results import (
     Threshold,
     WorstGroup,
 )
+from shared_model.ecg_paper import ExampleEcg
 
 SITES = (
     # name, patients, share labelled, prevalence, AUROC, local-only AUROC

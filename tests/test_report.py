@@ -3,11 +3,8 @@
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections import Counter
 from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +16,12 @@ from pydantic import ValidationError
 from server.report import results as schema
 from server.report import words
 from server.report.card import card_markdown, model_card, write_card
-from server.report.ecg_paper import LAYOUT, ExampleEcg, ecg_paper
 from server.report.files import append_metrics, load_metrics, load_results, write_metrics, write_results
 from server.report.page import page_text, write_page
 from server.report.results import Estimate, Results, RoundMetrics, SiteSummary, SubgroupResult
+from shared_model.ecg_paper import LAYOUT, ExampleEcg, ecg_paper
 from shared_model.errors import HemoFedError
+from tests.browser import Page, asked_for, browse, measured_widths, needs_browser
 from tests.example_results import (
     example_classification,
     example_ecg,
@@ -34,8 +32,6 @@ from tests.example_results import (
 )
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results-format.md"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: the page is not rendered")
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=alert(1)> --> {{ 7*7 }} $\\frac{'
 
 
@@ -247,47 +243,6 @@ def test_privacy_is_stated_plainly() -> None:
 # --- the page, read as text
 
 
-class Page(HTMLParser):
-    """The elements of a page, checked for balance as it is read."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == [], "elements left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def values(self, name: str) -> list[str]:
-        """All values of one attribute."""
-        return [value for _, key, value in self.attributes if key == name]
-
-    @property
-    def words(self) -> str:
-        """Everything a reader sees, with single spaces."""
-        return " ".join("".join(self.text).replace("\u00a0", " ").split())
-
-
 @pytest.fixture(scope="module")
 def page() -> str:
     return page_text(example_results(), example_metrics(), [example_ecg()])
@@ -329,15 +284,6 @@ def test_the_page_is_well_formed_and_can_be_read_aloud(page: str) -> None:
     assert parsed.tags.count("title") == 1 + 7
     assert parsed.tags.count("h1") == 1
     assert len(page.encode()) < 3_000_000
-
-
-def asked_for(text: str) -> list[str]:
-    """Every address in a page that a browser would fetch."""
-    parsed = Page(text)
-    links = ("src", "href", "srcset", "action", "data", "poster", "xlink:href", "background", "ping")
-    found = [value for name in links for value in parsed.values(name)]
-    found += re.findall(r"url\(\s*['\"]?([^)'\"]*)", text) + re.findall(r"@import[^;]*", text)
-    return [address for address in found if not address.startswith(("#", "data:,"))]
 
 
 def test_the_page_asks_for_nothing(page: str) -> None:
@@ -489,27 +435,6 @@ def test_a_name_in_the_card_is_neither_markup_nor_a_link_nor_a_new_line() -> Non
 # --- the page, in a real browser
 
 
-def browse(path: Path, profile: Path, width: int = 1280) -> tuple[str, list[str]]:
-    """Open a page in headless chromium; returns the DOM it made and what it wrote to the console."""
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--enable-logging=stderr",
-        "--v=0",
-        f"--user-data-dir={profile}",
-        f"--window-size={width},900",
-        "--virtual-time-budget=4000",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 @needs_browser
 def test_a_browser_shows_the_page_and_complains_of_nothing(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
@@ -539,31 +464,9 @@ def test_a_browser_takes_hostile_names_for_text(tmp_path: Path) -> None:
     assert not {"script", "img"} & set(Page(dom).tags)
 
 
-MEASURE = """<script>
-const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".wide, .paper") &&
-  e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName);
-parent.postMessage({inner: innerWidth, scroll: document.documentElement.scrollWidth, wide}, "*");
-</script></body>"""
-FRAME = """<!doctype html><pre id="out"></pre>
-<script>
-onmessage = e => { document.getElementById("out").textContent += JSON.stringify(e.data) + "\\n"; };
-</script>
-"""
-
-
 @needs_browser
 @pytest.mark.parametrize("name", ["Invented", "Unbreakable" * 12])
 def test_the_page_fits_a_phone_and_a_desk(name: str, tmp_path: Path) -> None:
-    text = re.sub(r"<meta http-equiv[^>]*>", "", hostile_page(name))
-    (tmp_path / "inner.html").write_text(text.replace("</body>", MEASURE), encoding="utf-8")
-    frames = [f'<iframe src="inner.html" width="{width}" height="800"></iframe>' for width in (375, 1280)]
-    (tmp_path / "outer.html").write_text(FRAME + "".join(frames), encoding="utf-8")
-    dom, complaints = browse(tmp_path / "outer.html", tmp_path / "profile")
-    assert complaints == []
-    out = re.search(r'<pre id="out">(.*?)</pre>', dom, flags=re.S)
-    assert out is not None
-    measured = [json.loads(line) for line in out[1].split("\n") if line]
-    assert sorted(each["inner"] for each in measured) == [375, 1280]
-    for each in measured:
+    for each in measured_widths(hostile_page(name), tmp_path):
         assert each["scroll"] <= each["inner"], each
         assert each["wide"] == [], each

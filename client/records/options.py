@@ -1,7 +1,8 @@
 """What a person declares about a source: which rows to take, and what the files do not say themselves."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from client.records.wfdb_header import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from shared_model.errors import ExitCode, HemoFedError
@@ -62,6 +63,26 @@ class ReaderOptions:
         """What tells two ingests of one folder apart, for the index: conditions first, then declarations."""
         declared = [f"{name} {value}" for name, value in self.declared().items() if name != "--where"]
         return [*self.where, *declared]
+
+    @classmethod
+    def from_selection(cls, selection: Sequence[str]) -> "ReaderOptions":
+        """The options that `selection` was made of, to open an archive again as an earlier ingest did.
+
+        Raises:
+            HemoFedError: it names an option that this release does not have.
+        """
+        declared: dict[str, Any] = {"where": tuple(item for item in selection if not item.startswith("--"))}
+        for item in selection[len(declared["where"]) :]:
+            option, _, value = item.partition(" ")
+            name = option.removeprefix("--").replace("-", "_")
+            if name not in {field.name for field in fields(cls)}:
+                raise _wrong(option, value, "this release has no such option; use the one that made the store")
+            declared[name] = value
+        if "sampling_rate_hz" in declared:
+            declared["sampling_rate_hz"] = float(declared["sampling_rate_hz"])
+        if "leads" in declared:
+            declared["leads"] = tuple(declared["leads"].split(","))
+        return cls(**declared)
 
     def refuse_unused(self, format_name: str, takes: Collection[str]) -> None:
         """Raises HemoFedError if an option was given that the reader has no use for: silence would mislead."""

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
 from server.report import words
-from server.report.ecg_paper import ExampleEcg, ecg_paper
 from server.report.figures import comparison, forest, receiver_operating, reliability, training
 from server.report.files import write_whole
 from server.report.results import Results, RoundMetrics
+from shared_model.ecg_paper import ExampleEcg, ecg_paper
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.page import environment
 
 PAGE_FILE = "report.html"
 MOST_EXAMPLES = 6
@@ -43,7 +44,7 @@ def write_page(results: Results, metrics: Sequence[RoundMetrics], examples: Sequ
 
 def page_text(results: Results, metrics: Sequence[RoundMetrics], examples: Sequence[ExampleEcg]) -> str:
     """The page as HTML."""
-    template = environment().get_template("report.html.j2")
+    template = report_templates().get_template("report.html.j2")
     return template.render(
         results=results,
         own=results.own,
@@ -70,19 +71,10 @@ def page_text(results: Results, metrics: Sequence[RoundMetrics], examples: Seque
     )
 
 
-def environment() -> Environment:
-    """The templates with autoescape on, and the functions of words.py as filters."""
-    made = Environment(
-        loader=PackageLoader("server.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def report_templates() -> Environment:
+    """The report's templates, with the functions of words.py as filters."""
+    made = environment("server.report")
     for function in (
-        words.number,
-        words.count,
-        words.percent,
         words.with_interval,
         words.target_label,
         words.group_label,

@@ -4,27 +4,10 @@ import re
 from collections.abc import Iterable
 
 from server.report.results import Estimate, GroupResult, Oracle, Results
-
-MINUS = "\u2212"
-NOT_COMPUTED = "not computed"
-
-
-def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A figure with a true minus sign; null is `not computed`."""
-    if value is None:
-        return NOT_COMPUTED
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text.replace("-", MINUS)
-
-
-def count(value: int | None) -> str:
-    """A count with thin spaces between thousands; null is `not shown`."""
-    return "not shown" if value is None else f"{value:,}".replace(",", "\u202f")
-
-
-def percent(value: float | None) -> str:
-    """A share as a whole percentage."""
-    return NOT_COMPUTED if value is None else f"{100 * value:.0f}%"
+from shared_model.page import NOT_COMPUTED
+from shared_model.page import count as count
+from shared_model.page import number as number
+from shared_model.page import percent as percent
 
 
 def with_interval(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> str:

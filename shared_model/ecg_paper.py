@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from server.report.figures import STYLE, inline_svg
 from shared_model.leads import LEADS, SAMPLING_RATE_HZ
+from shared_model.svg import STYLE, inline_svg
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 LEFT_MM, TOP_MM, ROW_MM, BOTTOM_MM = 15.0, 20.0, 30.0, 20.0
