@@ -14,10 +14,12 @@ from client.records import READERS, choose_format
 from client.records.options import ReaderOptions
 from client.records.record import EcgRecord, Reason, Remark, TurnedAway
 from shared_model.leads import LEADS
+from tests.pressure_fixtures import pressure_mmhg
 from tests.wfdb_fixtures import ecg_steps, write_record
 
 MUSE_LEADS = ("I", "II", *LEADS[6:])
 MUSE_DOCTYPE = '<!DOCTYPE RestingECG SYSTEM "restecg.dtd">'
+SCG_PRESSURE = ("1000(0)/mV", "100(0)/mmHg")
 LEAD_NUMBERS = dict(zip(LEADS, ("1", "2", "61", "62", "63", "64", "3", "4", "5", "6", "7", "8"), strict=True))
 
 
@@ -226,19 +228,35 @@ def write_dicom(path: Path, groups: Sequence[Any], sop_class: str = "1.1", **val
     return path
 
 
+def scg_pressure_mmhg(seconds: float, wedge_s: float = 90) -> np.ndarray:
+    """At 500 Hz: an artery with a mean of 34 mmHg up to the wedge, then a wedge tracing of 22 mmHg."""
+    artery, wedge = (
+        pressure_mmhg(mean, seconds=seconds, rate_hz=500, wedge=wedged, pulse_mmhg=pulse)
+        for mean, wedged, pulse in ((34, False, 24), (22, True, 7))
+    )
+    return np.where(np.arange(len(artery)) < wedge_s * 500, artery, wedge)
+
+
 def write_scg_rhc(
-    folder: Path, name: str = "TRM107-RHC1", seconds: float = 200, events: object = None, **changed: object
+    folder: Path,
+    name: str = "TRM107-RHC1",
+    seconds: float = 200,
+    events: object = None,
+    pressure: np.ndarray | None = None,
+    **changed: object,
 ) -> Path:
     """A procedure at 500 Hz with a pressure channel between the leads, and its JSON. No `events`: wedge at 90 s."""
     names = ("patch_ECG", "ECG_lead_I", "RHC_pressure", "ECG_lead_II", "aVR", "ECG_lead_V1", "PLETH")
-    header = write_record(folder / "processed_data", name, ecg_steps(seconds, 500, len(names)), lead_names=names)
+    steps = ecg_steps(seconds, 500, len(names))
+    steps[2] = np.rint(100 * (scg_pressure_mmhg(seconds) if pressure is None else pressure))
+    header = write_record(folder / "processed_data", name, steps, lead_names=names)
     lines = header.read_text().split("\n")
-    header.write_text("\n".join(line.replace("/mV", "/mmHg" if "_pressure" in line else "/mV") for line in lines))
+    header.write_text("\n".join(line.replace(*SCG_PRESSURE) if "_pressure" in line else line for line in lines))
     content = {
         "age": 61,
         "gender": "Male",
         "ChamEvents": {"RA": "12-Mar-2018 10:13:00 AM", "PCW": "12-Mar-2018 10:15:00 AM"},
-        "ChamEvents_in_s": {"RA": 10, "PCW": 90} if events is None else events,
+        "ChamEvents_in_s": {"RA": 10, "PA": 50, "PCW": 90} if events is None else events,
         "maclabMeas": {
             key.ljust(13): value
             for key, value in {"PCWM": "21", "PAM": 34.0, "RAM": "nd", "PAS": "52", "TDCOL/min": "999"}.items()

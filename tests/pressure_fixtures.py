@@ -17,7 +17,7 @@ def pressure_mmhg(
 ) -> np.ndarray:
     """(time,) mmHg. Each whole beat has exactly `mean_mmhg`, whatever its length; breathing is a sine of 4 s.
 
-    An artery has a steep rise, a peak and a notch; a wedge tracing an a wave and a higher v wave.
+    An artery has a steep rise, a peak, a notch and a run-off; a wedge tracing an a wave and a higher v wave.
     """
     lengths = np.resize(np.asarray(beat_s, float), 4 * round(seconds / np.mean(beat_s) + 4))
     begins = np.concatenate(([0.0], lengths.cumsum()))
@@ -36,4 +36,5 @@ def _shape(phase: np.ndarray, wedge: bool) -> np.ndarray:
 
     if wedge:
         return 0.6 * wave(0.25, 0.07) + wave(0.7, 0.09)
-    return wave(0.3, 0.09) + 0.35 * wave(0.52, 0.08)
+    run_off = 0.3 * (1 - (phase - 0.3) % 1)
+    return wave(0.3, 0.09) + 0.35 * wave(0.52, 0.08) + run_off * (1 - wave(0.3, 0.05))

@@ -64,6 +64,8 @@ class Noticed(StrEnum):
     FLAT_LEADS = "flat_leads"
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
+    PRESSURE_DIFFERS = "pressure_differs"
+    PRESSURE_REFUSED = "pressure_refused"
 
 
 class Unusable(Exception):
