@@ -111,7 +111,10 @@ def test_the_subject_id_of_mimic_stays_out_of_the_index(tmp_path: Path) -> None:
     assert whole.record_id.encode() in (site_dir / "index.sqlite").read_bytes()
 
 
-@pytest.mark.parametrize(("one", "other"), [("wfdb", "matlab"), ("cinc", "matlab"), ("ptbxl", "mimic-iv-ecg")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("wfdb", "matlab"), ("cinc", "matlab"), ("ptbxl", "mimic-iv-ecg"), ("muse-xml", "dicom"), ("scg-rhc", "dicom")],
+)
 def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path, one: str, other: str) -> None:
     for format_name in (one, other):
         ARCHIVES[format_name].write(tmp_path)
@@ -121,6 +124,21 @@ def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path, one: 
     assert f"--format {one}" in caught.value.message
     assert f"--format {other}" in caught.value.message
     assert choose_format(tmp_path, one) == one
+
+
+@pytest.mark.parametrize(("many", "one"), [("muse-xml", "hl7-aecg"), ("hl7-aecg", "muse-xml")])
+def test_one_other_among_many_is_seen(tmp_path: Path, many: str, one: str) -> None:
+    """An archive of one kind of XML with a single file of the other kind, wherever the file system lists it."""
+    roots = {"muse-xml": "<RestingECG>", "hl7-aecg": '<AnnotatedECG xmlns="urn:hl7-org:v3">'}
+    for number in range(300):
+        (tmp_path / f"r{number}.xml").write_text(f'<?xml version="1.0"?>{roots[many]}')
+    assert choose_format(tmp_path) == many
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.XML").write_text(f'<?xml version="1.0"?>{roots[one]}')
+    with pytest.raises(HemoFedError) as caught:
+        choose_format(tmp_path)
+    assert caught.value.exit_code == ExitCode.FORMAT_UNDECLARED
+    assert all(f"--format {name}" in caught.value.message for name in roots)
 
 
 def test_remarks_are_no_records(tmp_path: Path) -> None:
