@@ -130,9 +130,13 @@ def _readings(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> It
 
 
 def _read_exams_at(part: Path, start: int, rows: Sequence[tuple[str, LabelRow | None]], unit: str) -> Iterator[Item]:
-    with _open_part(part) as (_, tracings):
-        for place, (exam, row) in enumerate(rows, start):
-            yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", row, unit)
+    try:
+        with _open_part(part) as (_, tracings):
+            for place, (exam, row) in enumerate(rows, start):
+                yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", row, unit)
+    except Unusable as unusable:  # the part was there when the exams were counted
+        for exam, _ in rows:
+            yield TurnedAway(f"{part.name}: exam_id {exam}", unusable.reason, unusable.detail)
 
 
 def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow | None, unit: str) -> Iterator[Item]:

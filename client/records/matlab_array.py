@@ -155,6 +155,7 @@ def _signal(array: NDArray[Any], options: ReaderOptions) -> tuple[NDArray[np.flo
         )
         raise Unusable(Reason.NOT_AS_DECLARED, detail)
     rate_hz, factor = options.sampling_rate_hz or 0.0, millivolt_per_unit(options.unit) or 0.0
-    signal_mv = (array[:, : round(LONGEST_READ_S * rate_hz)] * factor).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is missing, too
+        signal_mv = (array[:, : round(LONGEST_READ_S * rate_hz)] * factor).astype(np.float32)
     signal_mv[~np.isfinite(signal_mv)] = np.nan
     return signal_mv, lead_names
