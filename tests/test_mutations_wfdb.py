@@ -70,11 +70,12 @@ def by_wfdb(stem: Path) -> dict[str, np.ndarray]:
 
 
 def wfdb_can_judge(header: Path) -> bool:
-    """wfdb passes over bytes that are not ASCII, and fails where a signal has more lines than the first line states."""
+    """wfdb passes over bytes that are not ASCII, and fails at signal lines beyond those stated and at a lone minus."""
     content = header.read_bytes()
     lines = [line for line in content.splitlines() if line.strip() and not line.strip().startswith(b"#")]
     stated = re.match(rb"\s*\S+\s+(\d+)", content)
-    return content.isascii() and stated is not None and len(lines) - 1 <= int(stated[1])
+    lone_minus = re.search(rb"-(?![0-9A-Za-z_.])", content)
+    return content.isascii() and stated is not None and len(lines) - 1 <= int(stated[1]) and not lone_minus
 
 
 def compared(folder: Path) -> int:
@@ -117,6 +118,7 @@ LINE = "r.dat 16 200(0)/mV 16 0 0 0 0 "
     ("first", "lines", "reason"),
     [
         ("r 1 100 600", [f"{LINE}I", f"{LINE}II"], Reason.UNREADABLE),  # a signal more than stated
+        ("r 2 100 600", [f"{LINE}II", LINE.replace(" 16 0", " 1- 0") + "I"], Reason.UNREADABLE),  # whose name is "0 I"
         ("r 2 100 6\xff0", [f"{LINE}I", f"{LINE}II"], Reason.NO_LENGTH),  # 6 samples, or 600?
         ("r 2 100 600", [LINE.replace("16 200", "32 200").replace("mV", "\x80V") + "I"] * 2, Reason.UNKNOWN_UNIT),
     ],
