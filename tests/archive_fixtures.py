@@ -1,6 +1,7 @@
 """Small archives of each format, written as the archives themselves are, with what a reader must make of them."""
 
 import csv
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,14 @@ import wfdb
 from client.records.options import ReaderOptions
 from client.records.record import unix_seconds
 from shared_model.leads import LEADS
-from tests.wfdb_fixtures import ecg_steps
+from tests.clinical_fixtures import dicom_group, write_aecg, write_dicom, write_muse
+from tests.wfdb_fixtures import ecg_steps, write_record
 
+# What the carts of these archives measured of their whole record.
+MEASURED: Mapping[str, float] = {
+    **{"heart_rate_bpm": 75, "rr_ms": 800, "p_duration_ms": 112, "pr_ms": 162, "qrs_ms": 96, "qt_ms": 400},
+    **{"qtc_ms": 447, "p_axis_deg": 41, "qrs_axis_deg": -17, "t_axis_deg": 30},
+}
 MIMIC_ORDER = ("I", "II", "III", "aVR", "aVF", "aVL", *LEADS[6:])
 UPPER_CASE = tuple(lead.upper() for lead in LEADS)
 
@@ -34,6 +41,8 @@ class Whole:
     age_years: float = math.nan
     sex: str = "unknown"
     labels: Mapping[str, float] = field(default_factory=dict)
+    device: str = "unknown"
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def _ptbxl(folder: Path) -> Whole:
         high, low = f"records500/00000/{number:05d}_hr", f"records100/00000/{number:05d}_lr"
         write_wfdb(folder, high, ecg_steps(seed=number), 1000.0, UPPER_CASE)
         rows.append(
-            {"ecg_id": number, "patient_id": "15709.0", "age": 56.0, "sex": 1, "site": 0.0}
+            {"ecg_id": number, "patient_id": "15709.0", "age": 56.0, "sex": 1, "site": 0.0, "device": "CS-12   E"}
             | {"recording_date": "1984-11-09 09:17:34", "scp_codes": "{'IMI': 100.0, 'SR': 0.0}"}
             | {"filename_lr": low, "filename_hr": high}
         )
@@ -109,7 +118,7 @@ def _ptbxl(folder: Path) -> Whole:
     write_table(folder / "scp_statements.csv", statements)
     labels = {"not_norm": 1, "norm": 0, "mi": 1, "sttc": 0, "cd": 0, "hyp": 0}
     moment = unix_seconds("1984-11-09T09:17:34")
-    return Whole("0", "15709", ecg_steps() / 1000, 1e-3, 500, moment, 56, "female", labels)
+    return Whole("0", "15709", ecg_steps() / 1000, 1e-3, 500, moment, 56, "female", labels, "CS-12   E")
 
 
 def _mimic_iv_ecg(folder: Path) -> Whole:
@@ -127,9 +136,20 @@ def _mimic_iv_ecg(folder: Path) -> Whole:
     patient = {"subject_id": 10000032, "gender": "F", "anchor_age": 52, "anchor_year": 2180}
     write_table(folder / "patients.csv", [patient])
     write_table(folder / "labels.csv", [{"record": 40689238, "mpcwp_mmhg": 17}])
+    write_table(folder / "machine_measurements.csv", [machine_row(40689238), machine_row(7, rr_interval=29999)])
     moment = unix_seconds("2180-07-23T08:44:00")
-    signal_mv = (ecg_steps() // 5) / 200
-    return Whole("40689238", "10000032", signal_mv, 5e-3, 500, moment, 52, "female", {"mpcwp_mmhg": 17})
+    signal_mv, labels = (ecg_steps() // 5) / 200, {"mpcwp_mmhg": 17}
+    device, measured = "unknown", {name: value for name, value in MEASURED.items() if name != "qtc_ms"}
+    return Whole("40689238", "10000032", signal_mv, 5e-3, 500, moment, 52, "female", labels, device, measured)
+
+
+def machine_row(study: int, **changed: object) -> dict[str, object]:
+    """A row of machine_measurements.csv that says what MEASURED says."""
+    row: dict[str, object] = {"subject_id": 10000032, "study_id": study, "cart_id": 6848296}
+    row |= {"ecg_time": "2180-07-23 08:44:00", "report_0": "Sinus rhythm", "bandwidth": "0.005-150 Hz"}
+    row |= {"filtering": "60 Hz notch", "rr_interval": 800, "p_onset": 40, "p_end": 152, "qrs_onset": 202}
+    row |= {"qrs_end": 298, "t_end": 602, "p_axis": 41, "qrs_axis": -17, "t_axis": 30}
+    return row | changed
 
 
 DIAGNOSES = dict.fromkeys(
@@ -210,6 +230,54 @@ def _code15(folder: Path) -> Whole:
     return Whole("590673", "1473117", steps / 1000, 1e-6, 400, math.nan, 38, "male", labels)
 
 
+def _muse_xml(folder: Path) -> Whole:
+    for number, name in enumerate(("a/r0", "r1", "r2")):
+        write_muse(folder / f"{name}.xml", ecg_steps(seed=number), lead_names=LEADS, units_per_bit="1")
+    cut_short(folder / "r1.xml")
+    spoil(folder / "r2.xml")
+    write_table(folder / "labels.csv", [{"record": "a/r0", "mpcwp_mmhg": 21.5}])
+    labels = {"mpcwp_mmhg": 21.5}
+    return Whole(
+        *("a/r0", "0017", ecg_steps() / 1000, 1e-6, 500, unix_seconds("2024-05-31T09:30:05"), 67, "female", labels),
+        *("MAC55", MEASURED),
+    )
+
+
+def _hl7_aecg(folder: Path) -> Whole:
+    for number, name in enumerate(("a/r0", "r1", "r2")):
+        write_aecg(folder / f"{name}.xml", ecg_steps(seed=number), scale=("1", "uV"))
+    cut_short(folder / "r1.xml")
+    spoil(folder / "r2.xml")
+    moment, born = unix_seconds("2024-05-31T09:30:05"), unix_seconds("1954-06-01")
+    age = (moment - born) / (365.25 * 86_400)
+    return Whole("a/r0", "S-17", ecg_steps() / 1000, 1e-6, 500, moment, age, "male", {}, "ELI250", MEASURED)
+
+
+def _dicom(folder: Path) -> Whole:
+    for number, name in enumerate(("a/r0", "r1", "r2")):
+        group = dicom_group(ecg_steps(seed=number), LEADS, sensitivity="1")
+        write_dicom(folder / f"{name}.dcm", [group], annotations=MEASURED, ManufacturerModelName="ELI250")
+    cut_short(folder / "r1.dcm")
+    spoil(folder / "r2.dcm")
+    moment = unix_seconds("2024-05-31T09:30:05")
+    return Whole("a/r0", "D-17", ecg_steps() / 1000, 1e-6, 500, moment, 67, "female", {}, "ELI250", MEASURED)
+
+
+def _scg_rhc(folder: Path) -> Whole:
+    """Procedures of 100 s with all leads; a pressure channel is in test_scg_rhc.py."""
+    names = [f"ECG_lead_{lead}" if lead[0] != "a" else lead for lead in LEADS]
+    for number in range(3):
+        steps = ecg_steps(100, seed=number)
+        header = write_record(folder / "processed_data", f"TRM{number}-RHC1", steps, lead_names=names)
+        content = {"age": 61, "gender": "Male", "ChamEvents": {"PCW": "12-Mar-2018 10:15:00 AM"}}
+        content |= {"ChamEvents_in_s": {"PCW": 40}, "maclabMeas": {"PCWM         ": "21"}}
+        header.with_suffix(".json").write_text(json.dumps(content))
+    cut_short(folder / "processed_data" / "TRM1-RHC1.dat")
+    spoil(folder / "processed_data" / "TRM2-RHC1.hea")
+    moment, signal_mv = unix_seconds("2018-03-12T10:14:30"), ecg_steps(100)[:, 5000:35_000] / 1000
+    return Whole("TRM0-RHC1", "TRM0", signal_mv, 1e-6, 500, moment, 61, "male", {"mpcwp_mmhg": 21})
+
+
 DECLARED = ReaderOptions(sampling_rate_hz=500, unit="uV", variable="ECG.data", axis="time-lead")
 ARCHIVES = {
     "wfdb": ArchiveFixture(_wfdb_folder),
@@ -219,4 +287,8 @@ ARCHIVES = {
     "chapman": ArchiveFixture(_chapman),
     "matlab": ArchiveFixture(_matlab, DECLARED),
     "code15": ArchiveFixture(_code15),
+    "muse-xml": ArchiveFixture(_muse_xml),
+    "hl7-aecg": ArchiveFixture(_hl7_aecg),
+    "dicom": ArchiveFixture(_dicom),
+    "scg-rhc": ArchiveFixture(_scg_rhc),
 }

@@ -14,10 +14,30 @@ from client.records import READERS, choose_format
 from client.records.options import ReaderOptions
 from client.records.record import EcgRecord, Reason, Remark, TurnedAway
 from shared_model.leads import LEADS
+from tests.pressure_fixtures import pressure_mmhg
 from tests.wfdb_fixtures import ecg_steps, write_record
 
 MUSE_LEADS = ("I", "II", *LEADS[6:])
 MUSE_DOCTYPE = '<!DOCTYPE RestingECG SYSTEM "restecg.dtd">'
+# PR, QRS and QT agree with the onsets, which are samples of the median beat at 500 Hz.
+MUSE_MEASURED = {
+    **{"VentricularRate": "75", "AtrialRate": "75", "PRInterval": "162", "QRSDuration": "96", "QTInterval": "400"},
+    **{"QTCorrected": "447", "PAxis": "41", "RAxis": "-17", "TAxis": "30", "QRSCount": "12", "QOnset": "201"},
+    **{"QOffset": "249", "POnset": "120", "POffset": "176", "TOffset": "401", "ECGSampleBase": "500"},
+    **{"ECGSampleExponent": "0", "QTcFrederica": "431"},
+}
+AECG_MEASURED = (
+    *(("HEART_RATE", "75", "bpm"), ("TIME_PD_RR", "0.8", "s"), ("TIME_PD_P", "112", "ms"), ("TIME_PD_PR", "162", "ms")),
+    *(("TIME_PD_QRS", "96", "ms"), ("TIME_PD_QT_GL", "400", "ms"), ("TIME_PD_QTcF", "431", "ms")),
+    *(("TIME_PD_QTc", "447", "ms"), ("ANGLE_P_FRONT", "41", "deg"), ("ANGLE_QRS_FRONT", "-17", "deg")),
+    ("ANGLE_T_FRONT", "30", "deg"),
+)
+DICOM_MEASURED = {
+    **{"heart_rate_bpm": "2:16016", "rr_ms": "2:16168", "p_duration_ms": "2:16184", "pr_ms": "2:15872"},
+    **{"qrs_ms": "2:16156", "qt_ms": "2:16160", "qtc_ms": "2:15876", "p_axis_deg": "2:16128"},
+    **{"qrs_axis_deg": "2:16132", "t_axis_deg": "2:16136"},
+}
+SCG_PRESSURE = ("1000(0)/mV", "100(0)/mmHg")
 LEAD_NUMBERS = dict(zip(LEADS, ("1", "2", "61", "62", "63", "64", "3", "4", "5", "6", "7", "8"), strict=True))
 
 
@@ -88,12 +108,14 @@ def write_muse(
     doctype: str = MUSE_DOCTYPE,
     patient: Mapping[str, str] | None = None,
     test: Mapping[str, str] | None = None,
+    measured: Mapping[str, str] | None = None,
 ) -> Path:
     """One MUSE file with a median and a rhythm waveform, in the order of a 9.0.9 file."""
     steps = steps_for(lead_names, rate_hz) if steps is None else steps
     shown = {"PatientID": "0017", "PatientAge": "67", "AgeUnits": "YEARS", "DateofBirth": "XX-XX-XXXX"}
     shown |= {"Gender": "FEMALE", "Race": "CAUCASIAN", "PatientLastName": "M\u00fcller"} | dict(patient or {})
-    taken = {"DataType": "RESTING", "AcquisitionTime": "09:30:05", "AcquisitionDate": "05-31-2024"} | dict(test or {})
+    taken = {"DataType": "RESTING", "AcquisitionDevice": "MAC55"}
+    taken |= {"AcquisitionTime": "09:30:05", "AcquisitionDate": "05-31-2024"} | dict(test or {})
     median = muse_waveform("Median", steps[:, :600], lead_names, rate_hz, units, units_per_bit)
     rhythm = muse_waveform("Rhythm", steps, lead_names, rate_hz, units, units_per_bit)
     text = (
@@ -101,8 +123,9 @@ def write_muse(
         f"<MuseInfo><MuseVersion>9.0.9.18167</MuseVersion></MuseInfo>\n"
         f"<PatientDemographics>{_children(shown)}</PatientDemographics>\n"
         f"<TestDemographics>{_children(taken)}</TestDemographics>\n"
-        f"<RestingECGMeasurements><VentricularRate>60</VentricularRate></RestingECGMeasurements>\n"
-        f"{median}{rhythm}</RestingECG>\n"
+        f"<RestingECGMeasurements>{_children(MUSE_MEASURED | dict(measured or {}))}</RestingECGMeasurements>\n"
+        f"<QRSTimesTypes><QRS><Number>1</Number><Type>0</Type><Time>398</Time></QRS><GlobalRR>800</GlobalRR>"
+        f"</QRSTimesTypes>{median}{rhythm}</RestingECG>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode(encoding))
@@ -123,6 +146,7 @@ def write_aecg(
     scale: tuple[str, str] = ("5", "uV"),
     absolute: bool = True,
     subject: str = "",
+    measured: Sequence[tuple[str, str, str]] = AECG_MEASURED,
 ) -> Path:
     """One aECG with a rhythm series and, as devices write it, a derived representative beat."""
     steps = steps_for(lead_codes) if steps is None else steps
@@ -151,6 +175,12 @@ def write_aecg(
         '<derivation><derivedSeries><code code="REPRESENTATIVE_BEAT"/><component><sequenceSet>'
         f"{time}</sequenceSet></component></derivedSeries></derivation>"
     )
+    annotations = "".join(
+        f'<component><annotation><code code="MDC_ECG_{code}" codeSystem="2.16.840.1.113883.6.24"/>'
+        f'<value xsi:type="PQ" value="{value}" unit="{unit}"/></annotation></component>'
+        for code, value, unit in measured
+    )
+    annotations = f"<subjectOf><annotationSet>{annotations}</annotationSet></subjectOf>"
     text = (
         '<?xml version="1.0" encoding="UTF-8"?>\n<AnnotatedECG xmlns="urn:hl7-org:v3" '
         'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><id root="1.2.3"/>'
@@ -159,7 +189,10 @@ def write_aecg(
         "<componentOf><timepointEvent><componentOf><subjectAssignment><subject><trialSubject>"
         f"{person}</trialSubject></subject></subjectAssignment></componentOf></timepointEvent></componentOf>"
         f'<component><series><code code="RHYTHM" codeSystem="2.16.840.1.113883.5.4"/>'
-        f"<component><sequenceSet>{time}{leads}</sequenceSet></component>{beat}</series></component></AnnotatedECG>\n"
+        "<author><seriesAuthor><manufacturedSeriesDevice><manufacturerModelName>ELI250</manufacturerModelName>"
+        "</manufacturedSeriesDevice></seriesAuthor></author>"
+        f"<component><sequenceSet>{time}{leads}</sequenceSet></component>{beat}"
+        f"{annotations}</series></component></AnnotatedECG>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -205,7 +238,26 @@ def dicom_group(
     return group
 
 
-def write_dicom(path: Path, groups: Sequence[Any], sop_class: str = "1.1", **values: str) -> Path:
+def _annotation(name: str, value: float) -> Any:
+    """A measurement of a whole multiplex group (channel 0), as PS3.16 TID 3713 codes it."""
+    from pydicom import Dataset
+
+    annotation, concept, units = Dataset(), Dataset(), Dataset()
+    concept.CodeValue, concept.CodingSchemeDesignator, concept.CodeMeaning = DICOM_MEASURED[name], "MDC", name
+    units.CodeValue, units.CodingSchemeDesignator, units.CodeMeaning = name.rpartition("_")[2], "UCUM", "unit"
+    units.CodeValue = {"bpm": "/min"}.get(units.CodeValue, units.CodeValue)
+    annotation.ConceptNameCodeSequence, annotation.MeasurementUnitsCodeSequence = [concept], [units]
+    annotation.ReferencedWaveformChannels, annotation.NumericValue = [1, 0], f"{value:g}"
+    return annotation
+
+
+def write_dicom(
+    path: Path,
+    groups: Sequence[Any],
+    sop_class: str = "1.1",
+    annotations: Mapping[str, float] | None = None,
+    **values: str,
+) -> Path:
     """One DICOM file of the ECG class 1.2.840.10008.5.1.4.1.1.9.<sop_class>."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
@@ -221,24 +273,41 @@ def write_dicom(path: Path, groups: Sequence[Any], sop_class: str = "1.1", **val
     for name, value in values.items():
         setattr(dataset, name, value)
     dataset.WaveformSequence = list(groups)
+    dataset.WaveformAnnotationSequence = [_annotation(*pair) for pair in (annotations or {}).items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
 
 
+def scg_pressure_mmhg(seconds: float, wedge_s: float = 90) -> np.ndarray:
+    """At 500 Hz: an artery with a mean of 34 mmHg up to the wedge, then a wedge tracing of 22 mmHg."""
+    artery, wedge = (
+        pressure_mmhg(mean, seconds=seconds, rate_hz=500, wedge=wedged, pulse_mmhg=pulse)
+        for mean, wedged, pulse in ((34, False, 24), (22, True, 7))
+    )
+    return np.where(np.arange(len(artery)) < wedge_s * 500, artery, wedge)
+
+
 def write_scg_rhc(
-    folder: Path, name: str = "TRM107-RHC1", seconds: float = 200, events: object = None, **changed: object
+    folder: Path,
+    name: str = "TRM107-RHC1",
+    seconds: float = 200,
+    events: object = None,
+    pressure: np.ndarray | None = None,
+    **changed: object,
 ) -> Path:
     """A procedure at 500 Hz with a pressure channel between the leads, and its JSON. No `events`: wedge at 90 s."""
     names = ("patch_ECG", "ECG_lead_I", "RHC_pressure", "ECG_lead_II", "aVR", "ECG_lead_V1", "PLETH")
-    header = write_record(folder / "processed_data", name, ecg_steps(seconds, 500, len(names)), lead_names=names)
+    steps = ecg_steps(seconds, 500, len(names))
+    steps[2] = np.rint(100 * (scg_pressure_mmhg(seconds) if pressure is None else pressure))
+    header = write_record(folder / "processed_data", name, steps, lead_names=names)
     lines = header.read_text().split("\n")
-    header.write_text("\n".join(line.replace("/mV", "/mmHg" if "_pressure" in line else "/mV") for line in lines))
+    header.write_text("\n".join(line.replace(*SCG_PRESSURE) if "_pressure" in line else line for line in lines))
     content = {
         "age": 61,
         "gender": "Male",
         "ChamEvents": {"RA": "12-Mar-2018 10:13:00 AM", "PCW": "12-Mar-2018 10:15:00 AM"},
-        "ChamEvents_in_s": {"RA": 10, "PCW": 90} if events is None else events,
+        "ChamEvents_in_s": {"RA": 10, "PA": 50, "PCW": 90} if events is None else events,
         "maclabMeas": {
             key.ljust(13): value
             for key, value in {"PCWM": "21", "PAM": 34.0, "RAM": "nd", "PAS": "52", "TDCOL/min": "999"}.items()

@@ -206,6 +206,18 @@ def test_parts_of_code15_in_their_order_and_damaged_ones_reported(tmp_path: Path
     assert [item.source for item in items if isinstance(item, TurnedAway)] == ["exams_part3.hdf5"]
 
 
+def test_a_part_of_code15_that_goes_away_is_accounted_for(tmp_path: Path) -> None:
+    padded = np.zeros((3, 4096, 12), np.float32)
+    padded[:, :4000] = ecg_steps(rate_hz=400).T / 1000
+    write_code15_part(tmp_path, 0, padded)
+    write_table(tmp_path / "exams.csv", [{"exam_id": 2, "age": 40, "is_male": False, "patient_id": 5}])
+    archive = open_archive(tmp_path, "code15", ReaderOptions())
+    readings = list(archive.readings)
+    (tmp_path / "exams_part0.hdf5").unlink()
+    items = [item for reading in readings for item in reading()]
+    assert [item.reason for item in items if isinstance(item, TurnedAway)] == [Reason.UNREADABLE] * archive.count
+
+
 def test_without_h5py_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ARCHIVES["code15"].write(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)

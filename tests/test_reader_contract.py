@@ -1,7 +1,4 @@
-"""One contract for every archive reader, on a format-faithful archive of each (docs/add-a-reader.md).
-
-What hospital systems export (MUSE, aECG, DICOM) and SCG-RHC are in test_clinical_readers.py and test_scg_rhc.py.
-"""
+"""One contract for every reader, on a format-faithful archive of each (docs/add-a-reader.md)."""
 
 import re
 from pathlib import Path
@@ -64,6 +61,7 @@ def test_a_whole_record_comes_through_as_it_is(tmp_path: Path, format_name: str)
     assert difference_mv.max() <= whole.lsb_mv / 2
     np.testing.assert_equal((record.recorded_at, record.age_years), (whole.recorded_at, whole.age_years))
     assert (record.sex, dict(record.labels)) == (whole.sex, dict(whole.labels))
+    assert (record.device, dict(record.measurements)) == (whole.device, dict(whole.measurements))
 
 
 @every_format
@@ -113,7 +111,10 @@ def test_the_subject_id_of_mimic_stays_out_of_the_index(tmp_path: Path) -> None:
     assert whole.record_id.encode() in (site_dir / "index.sqlite").read_bytes()
 
 
-@pytest.mark.parametrize(("one", "other"), [("wfdb", "matlab"), ("cinc", "matlab"), ("ptbxl", "mimic-iv-ecg")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("wfdb", "matlab"), ("cinc", "matlab"), ("ptbxl", "mimic-iv-ecg"), ("muse-xml", "dicom"), ("scg-rhc", "dicom")],
+)
 def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path, one: str, other: str) -> None:
     for format_name in (one, other):
         ARCHIVES[format_name].write(tmp_path)
@@ -125,12 +126,28 @@ def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path, one: 
     assert choose_format(tmp_path, one) == one
 
 
+@pytest.mark.parametrize(("many", "one"), [("muse-xml", "hl7-aecg"), ("hl7-aecg", "muse-xml")])
+def test_one_other_among_many_is_seen(tmp_path: Path, many: str, one: str) -> None:
+    """An archive of one kind of XML with a single file of the other kind, wherever the file system lists it."""
+    roots = {"muse-xml": "<RestingECG>", "hl7-aecg": '<AnnotatedECG xmlns="urn:hl7-org:v3">'}
+    for number in range(300):
+        (tmp_path / f"r{number}.xml").write_text(f'<?xml version="1.0"?>{roots[many]}')
+    assert choose_format(tmp_path) == many
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.XML").write_text(f'<?xml version="1.0"?>{roots[one]}')
+    with pytest.raises(HemoFedError) as caught:
+        choose_format(tmp_path)
+    assert caught.value.exit_code == ExitCode.FORMAT_UNDECLARED
+    assert all(f"--format {name}" in caught.value.message for name in roots)
+
+
 def test_remarks_are_no_records(tmp_path: Path) -> None:
     ARCHIVES["cinc"].write(tmp_path)
     items = list(open_archive(tmp_path, "cinc", ReaderOptions()).items)
     assert [item.noticed for item in items if isinstance(item, Remark)] == ["patient_from_record_name"]
 
 
-def test_every_format_has_its_fixtures() -> None:
-    """A reader without an archive here must have tests of its own."""
-    assert set(READERS) - {"cart"} - set(ARCHIVES) == {"muse-xml", "hl7-aecg", "dicom", "scg-rhc"}
+def test_every_format_has_its_fixtures_and_its_line_in_the_guide() -> None:
+    assert set(READERS) == set(ARCHIVES)
+    table = (GUIDE.parent / "site-store.md").read_text(encoding="utf-8").partition("## Formats")[2].partition("###")[0]
+    assert set(re.findall(r"^\| `([a-z][\w-]+)` \|", table, re.MULTILINE)) == set(READERS) - {"cart"}

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.table_join import joined
 from client.records.labels_csv import LabelRow
 from client.records.options import ReaderOptions
 from client.records.record import (
     Archive,
     EcgRecord,
     Item,
-    Noticed,
     Reading,
     Reason,
-    Remark,
     TurnedAway,
     Unusable,
     known_age,
@@ -131,9 +130,13 @@ def _readings(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> It
 
 
 def _read_exams_at(part: Path, start: int, rows: Sequence[tuple[str, LabelRow | None]], unit: str) -> Iterator[Item]:
-    with _open_part(part) as (_, tracings):
-        for place, (exam, row) in enumerate(rows, start):
-            yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", row, unit)
+    try:
+        with _open_part(part) as (_, tracings):
+            for place, (exam, row) in enumerate(rows, start):
+                yield from _read_exam(tracings, place, exam, f"{part.name}: exam_id {exam}", row, unit)
+    except Unusable as unusable:  # the part was there when the exams were counted
+        for exam, _ in rows:
+            yield TurnedAway(f"{part.name}: exam_id {exam}", unusable.reason, unusable.detail)
 
 
 def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow | None, unit: str) -> Iterator[Item]:
@@ -142,21 +145,15 @@ def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow 
     except Unusable as unusable:
         yield TurnedAway(source, unusable.reason, unusable.detail)
         return
-    row = row or LabelRow()
-    if not row.patient_id:
-        detail = f"no patient id in {EXAMS_FILE}, so this record counts as a patient of its own"
-        yield Remark(source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
-    yield EcgRecord(
+    record = EcgRecord(
         record_id=exam,
         source=source,
         signal_mv=signal_mv,
         lead_names=LEADS,
         sampling_rate_hz=SAMPLING_RATE_HZ,
-        patient_id=row.patient_id or f"record:{exam}",
-        age_years=row.age_years,
-        sex=row.sex,
-        labels=row.labels,
+        patient_id="",
     )
+    yield from joined(record, row, EXAMS_FILE)
 
 
 def _signal(tracings: Any, place: int) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.cart_measurements import first_known, in_unit
 from client.records.demographics import age_between, age_in_years, birth_time, compact_time
 from client.records.file_folder import add_lead, checked_rate, open_folder, stacked
 from client.records.options import ReaderOptions
@@ -33,6 +34,7 @@ TRANSFER_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"})
 TAGS = (
     *("PatientID", "PatientAge", "PatientBirthDate", "PatientSex", "EthnicGroup", "SpecificCharacterSet"),
     *("AcquisitionDateTime", "ContentDate", "ContentTime", "StudyDate", "StudyTime", "WaveformSequence"),
+    *("ManufacturerModelName", "WaveformAnnotationSequence"),
 )
 # (bits, interpretation); the companded ones (MB, AB) are sound, not ECG.
 SAMPLE_TYPES = {
@@ -46,6 +48,23 @@ SAMPLE_TYPES = {
 # The last number of a code, in MDC ("2:61") as in the older SCPECG ("5.6.3-9-61"): PS3.16 CID 3001.
 LEAD_BY_NUMBER = {"1": "I", "2": "II", "61": "III", "62": "aVR", "63": "aVL", "64": "aVF"} | {
     str(number): f"V{number - 2}" for number in range(3, 9)
+}
+# PS3.16 TID 3713 with CID 3227 to 3229 and 3689, and the same in the older SCPECG scheme.
+MEASUREMENT_CODES = {
+    (scheme, code): name
+    for name, mdc_codes, scpecg_code in (
+        ("heart_rate_bpm", ("2:16016",), "5.10.2.5-1"),
+        ("rr_ms", ("2:16168", "2:16000"), "5.10.2.1-3"),
+        ("p_duration_ms", ("2:16184",), ""),
+        ("pr_ms", ("2:15872",), "5.13.5-7"),
+        ("qrs_ms", ("2:16156",), "5.13.5-9"),
+        ("qt_ms", ("2:16160",), "5.13.5-11"),
+        ("qtc_ms", ("2:15876",), "5.10.2.5-5"),
+        ("p_axis_deg", ("2:16128",), "5.10.3-11"),
+        ("qrs_axis_deg", ("2:16132",), "5.10.3-13"),
+        ("t_axis_deg", ("2:16136",), "5.10.3-15"),
+    )
+    for scheme, code in (*(("MDC", code) for code in mdc_codes), ("SCPECG", scpecg_code))
 }
 CODE_PREFIXES = {"MDC": "2:", "SCPECG": "5.6.3-9-"}
 
@@ -141,7 +160,21 @@ def _items(dataset: "Dataset", name: str) -> Iterator[EcgRecord | Remark]:
         age_years=age,
         sex=known_sex(_text(dataset, "PatientSex")),
         race=_text(dataset, "EthnicGroup").lower() or UNKNOWN,
+        device=_text(dataset, "ManufacturerModelName") or UNKNOWN,
+        measurements=first_known(_measurements(dataset)),
     )
+
+
+def _measurements(dataset: "Dataset") -> Iterator[tuple[str, float]]:
+    """The annotations with a number that are of all channels of their group (channel 0, PS3.3 C.10.10.1.1)."""
+    for annotation in dataset.get("WaveformAnnotationSequence") or ():
+        concepts, units = annotation.get("ConceptNameCodeSequence"), annotation.get("MeasurementUnitsCodeSequence")
+        channels = list(annotation.get("ReferencedWaveformChannels") or (0, 0))[1::2]
+        if not concepts or not units or any(channels):
+            continue
+        code = _text(concepts[0], "CodingSchemeDesignator").upper(), _text(concepts[0], "CodeValue")
+        if name := MEASUREMENT_CODES.get(code):
+            yield name, in_unit(name, _text(annotation, "NumericValue"), _text(units[0], "CodeValue"))
 
 
 def _text(dataset: "Dataset", tag: str) -> str:

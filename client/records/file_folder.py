@@ -1,6 +1,5 @@
 """A folder with one ECG a file (MUSE XML, DICOM, HL7 aECG) and an optional labels.csv."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.table_join import joined
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.record import (
-    UNKNOWN,
     Archive,
     EcgRecord,
     Item,
-    Noticed,
     Reading,
     Reason,
     Remark,
@@ -55,7 +53,7 @@ def _readings(source: Path, paths: Sequence[Path], read_file: ReadFile, table: L
 def _read(read_file: ReadFile, path: Path, name: str, record_id: str, row: LabelRow | None) -> Iterator[Item]:
     try:
         for item in read_file(path, name):
-            yield from (item,) if isinstance(item, Remark) else _joined(item, record_id, row)
+            yield from (item,) if isinstance(item, Remark) else joined(replace(item, record_id=record_id), row)
     except Unusable as unusable:
         yield TurnedAway(name, unusable.reason, _one_line(unusable.detail))
 
@@ -68,26 +66,6 @@ def _one_line(detail: str) -> str:
 def _without_extension(name: str) -> str:
     """DICOM files are often named by their UID: only a known extension is one."""
     return name[:-4] if name.lower().endswith((".xml", ".dcm")) else name
-
-
-def _joined(record: EcgRecord, record_id: str, row: LabelRow | None) -> Iterator[Item]:
-    """The record with what labels.csv says of it. The table's word goes before the file's."""
-    row = row or LabelRow()
-    patient_id = row.patient_id or record.patient_id
-    if not patient_id:
-        detail = "no patient id in labels.csv or in the file, so this record counts as a patient of its own"
-        yield Remark(record.source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
-    yield replace(
-        record,
-        record_id=record_id,
-        patient_id=patient_id or f"record:{record_id}",
-        recorded_at=record.recorded_at if math.isnan(row.recorded_at) else row.recorded_at,
-        age_years=record.age_years if math.isnan(row.age_years) else row.age_years,
-        sex=record.sex if row.sex == UNKNOWN else row.sex,
-        race=row.race or record.race,
-        labels=row.labels,
-        measured_at=row.measured_at,
-    )
 
 
 def checked_rate(rate_hz: float) -> float:

@@ -7,7 +7,6 @@ by itself, so an external DTD (`<!DOCTYPE RestingECG SYSTEM "restecg.dtd">`) is 
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -18,7 +17,7 @@ SUFFIX = ".xml"
 LARGEST_BYTES = 32 * 2**20  # a 60 s ECG of twelve leads at 1000 Hz is 5 MB as aECG, 2 MB as MUSE XML
 MOST_ELEMENTS = 200_000
 DEEPEST = 100
-FILES_SNIFFED, BYTES_SNIFFED = 50, 4096
+BYTES_SNIFFED = 4096
 
 
 def xml_files(source: Path) -> Iterator[Path]:
@@ -27,9 +26,12 @@ def xml_files(source: Path) -> Iterator[Path]:
 
 
 def holds_root(source: Path, root: str) -> bool:
-    """Whether one of the first XML files of a folder begins with this root element."""
+    """Whether one of the XML files of a folder begins with this root element.
+
+    Where none does all of them are looked at: a folder that mixes two kinds must not pass for one of them.
+    """
     pattern = re.compile(rb"<(?:[\w.-]+:)?" + root.encode() + rb"[\s>]")
-    for path in islice(xml_files(source), FILES_SNIFFED):
+    for path in xml_files(source):
         try:
             with path.open("rb") as file:
                 head = file.read(BYTES_SNIFFED)

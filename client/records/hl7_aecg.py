@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.cart_measurements import as_number, first_known, in_unit
 from client.records.demographics import age_between, birth_time, compact_time
 from client.records.file_folder import add_lead, checked_rate, open_folder, stacked
 from client.records.guarded_xml import attribute_of, holds_root, read_xml, text_of, xml_files
@@ -21,6 +22,21 @@ from shared_model.leads import canonical_lead, millivolt_per_unit
 
 ROOT = "AnnotatedECG"
 SECONDS_BY_UNIT = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+DEVICE_PLACE = "author/seriesAuthor/manufacturedSeriesDevice/manufacturerModelName"
+# QTc and QTcB are Bazett's; Fridericia's QTcF is left out.
+MEASUREMENT_CODES = {
+    "MDC_ECG_HEART_RATE": "heart_rate_bpm",
+    "MDC_ECG_TIME_PD_RR": "rr_ms",
+    "MDC_ECG_TIME_PD_P": "p_duration_ms",
+    "MDC_ECG_TIME_PD_PR": "pr_ms",
+    "MDC_ECG_TIME_PD_QRS": "qrs_ms",
+    "MDC_ECG_TIME_PD_QT": "qt_ms",
+    "MDC_ECG_TIME_PD_QTc": "qtc_ms",
+    "MDC_ECG_TIME_PD_QTcB": "qtc_ms",
+    "MDC_ECG_ANGLE_P_FRONT": "p_axis_deg",
+    "MDC_ECG_ANGLE_QRS_FRONT": "qrs_axis_deg",
+    "MDC_ECG_ANGLE_T_FRONT": "t_axis_deg",
+}
 NEGATED_AVR = "MDC_ECG_LEAD_AVRNEG"
 # CDC Race and Ethnicity, 2.16.840.1.113883.6.238: the five races of the US census, by code.
 RACE_BY_CODE = {
@@ -70,7 +86,19 @@ def _read_file(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
         sex=known_sex(attribute_of(subject, f"{person}/administrativeGenderCode", "code")),
         race=(RACE_BY_CODE.get(race) or attribute_of(subject, f"{person}/raceCode", "displayName") or race).lower()
         or UNKNOWN,
+        device=text_of(series[0], DEVICE_PLACE) or UNKNOWN,
+        measurements=first_known(_measurements(series[0])),
     )
+
+
+def _measurements(series: Element) -> Iterator[tuple[str, float]]:
+    """The annotations of the series and its derived beats. One with a `support` is of a single beat, wave or lead."""
+    for annotation in series.iter("annotation"):
+        code = attribute_of(annotation, "code", "code").removesuffix("_GL")
+        name = MEASUREMENT_CODES.get(code)
+        if name and annotation.find("support") is None:
+            value, unit = (attribute_of(annotation, "value", part) for part in ("value", "unit"))
+            yield name, in_unit(name, value, unit)
 
 
 def _time_axis(sequences: Element) -> tuple[float, float]:
@@ -79,7 +107,7 @@ def _time_axis(sequences: Element) -> tuple[float, float]:
         if not attribute_of(sequence, "code", "code").startswith("TIME_"):
             continue
         unit = SECONDS_BY_UNIT.get(attribute_of(sequence, "value/increment", "unit"))
-        increment = _number(attribute_of(sequence, "value/increment", "value"))
+        increment = as_number(attribute_of(sequence, "value/increment", "value"))
         if unit is None or not increment * unit > 0:
             break
         # Increments are written rounded: 1/0.00390625 is 256 Hz, not 256.0000001.
@@ -133,17 +161,10 @@ def _millivolt(sequence: Element, lead: str) -> NDArray[np.float64]:
 def _quantity_mv(value: Element, name: str, lead: str) -> float:
     """A physical quantity in mV; an absent origin, or one of 0 without a unit, is 0."""
     number, unit = attribute_of(value, name, "value"), attribute_of(value, name, "unit")
-    quantity, millivolt = _number(number), millivolt_per_unit(unit)
+    quantity, millivolt = as_number(number), millivolt_per_unit(unit)
     if name == "origin" and (not number or (quantity == 0 and not unit)):
         return 0.0
     if millivolt is None or not math.isfinite(quantity):
         detail = f"lead {lead}: {name} {number[:20]!r} {unit[:20]!r}; it needs a number in uV, mV or V"
         raise Unusable(Reason.UNKNOWN_UNIT, detail)
     return quantity * millivolt
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -13,17 +13,15 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from client.records.table_join import joined
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
-    UNKNOWN,
     Archive,
     EcgRecord,
     Item,
-    Noticed,
     Reading,
     Reason,
-    Remark,
     TurnedAway,
     Unusable,
     known_age,
@@ -90,35 +88,30 @@ def _readings(source: Path, files: Sequence[Path], options: ReaderOptions, table
         name = readable(path.relative_to(source))
         record_id = name.removesuffix(SUFFIX)
         present.add(record_id)
-        yield partial(_read_record, path, record_id, name, options, table.rows.get(record_id, LabelRow()))
+        yield partial(_read_record, path, record_id, name, options, table.rows.get(record_id))
     yield told(rows_without_record(table, present, SUFFIX))
 
 
-def _read_record(path: Path, record_id: str, source: str, options: ReaderOptions, row: LabelRow) -> Iterator[Item]:
+def _read_record(
+    path: Path, record_id: str, source: str, options: ReaderOptions, row: LabelRow | None
+) -> Iterator[Item]:
     try:
         array, beside = _find(_load(path), options.variable)
         signal_mv, lead_names = _signal(array, options)
     except Unusable as unusable:
         yield TurnedAway(source, unusable.reason, unusable.detail)
         return
-    if not row.patient_id:
-        detail = "no patient id in labels.csv, so this record counts as a patient of its own"
-        yield Remark(source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
-    age, sex = known_age(str(beside.get("age", ""))), known_sex(str(beside.get("sex", "")))
-    yield EcgRecord(
+    record = EcgRecord(
         record_id=record_id,
         source=source,
         signal_mv=signal_mv,
         lead_names=lead_names,
         sampling_rate_hz=float(options.sampling_rate_hz or 0),
-        patient_id=row.patient_id or f"record:{record_id}",
-        recorded_at=row.recorded_at,
-        age_years=age if np.isnan(row.age_years) else row.age_years,
-        sex=sex if row.sex == UNKNOWN else row.sex,
-        race=row.race or UNKNOWN,
-        labels=row.labels,
-        measured_at=row.measured_at,
+        patient_id="",
+        age_years=known_age(str(beside.get("age", ""))),
+        sex=known_sex(str(beside.get("sex", ""))),
     )
+    yield from joined(record, row, LABELS_FILE)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -162,6 +155,7 @@ def _signal(array: NDArray[Any], options: ReaderOptions) -> tuple[NDArray[np.flo
         )
         raise Unusable(Reason.NOT_AS_DECLARED, detail)
     rate_hz, factor = options.sampling_rate_hz or 0.0, millivolt_per_unit(options.unit) or 0.0
-    signal_mv = (array[:, : round(LONGEST_READ_S * rate_hz)] * factor).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is missing, too
+        signal_mv = (array[:, : round(LONGEST_READ_S * rate_hz)] * factor).astype(np.float32)
     signal_mv[~np.isfinite(signal_mv)] = np.nan
     return signal_mv, lead_names

@@ -1,21 +1,24 @@
 """MIMIC-IV-ECG 1.0: record_list.csv and files/p1000/p10000032/s40689238/ (doi:10.13026/4nqg-sb35).
 
 A record is known by its study_id and its line in record_list.csv, so that the paths, which spell the subject_id,
-do not enter the index. The archive has neither age nor sex: `patients.csv` of MIMIC-IV (hosp), copied beside
-record_list.csv, brings them; labels.csv, by study_id, brings the labels.
+do not enter the index. The archive has neither age nor sex: `patients.csv` or `patients.csv.gz` of MIMIC-IV (hosp),
+copied beside record_list.csv, brings them; labels.csv, by study_id, brings the labels; machine_measurements.csv is
+the archive's own.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from client.records.cart_measurements import MachineMeasurements, read_machine_measurements
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
     UNKNOWN,
     Archive,
+    EcgRecord,
     Item,
     Noticed,
     Reading,
@@ -32,12 +35,22 @@ from client.records.tables import Row, Selection, parse_selection, path_inside, 
 from client.records.wfdb_folder import SUFFIX, read_record, rows_without_record
 
 ARCHIVE = "MIMIC-IV-ECG"
-RECORD_LIST, PATIENTS_FILE = "record_list.csv", "patients.csv"
+RECORD_LIST, MEASUREMENTS_FILE = "record_list.csv", "machine_measurements.csv"
+PATIENTS_FILES = ("patients.csv", "patients.csv.gz")
 NEEDED = ("subject_id", "study_id", "ecg_time", "path")
 NEEDED_OF_PATIENTS = ("subject_id", "gender", "anchor_age", "anchor_year")
 
 Patients = Mapping[str, tuple[str, float]]
 """subject_id -> (sex, year of birth on the patient's own shifted calendar)."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside record_list.csv."""
+
+    table: LabelTable
+    patients: Patients
+    machine: MachineMeasurements
 
 
 def recognises(source: Path) -> bool:
@@ -55,12 +68,17 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     count = sum(1 for _ in selection.rows(path, NEEDED, ARCHIVE))
     if not count:
         raise selection.nothing(path)
-    table, patients = read_labels(source / LABELS_FILE), _read_patients(source / PATIENTS_FILE)
-    return Archive(count, _readings(source, selection, table, patients))
+    beside = Beside(
+        read_labels(source / LABELS_FILE),
+        _read_patients(source),
+        read_machine_measurements(source / MEASUREMENTS_FILE, ARCHIVE),
+    )
+    return Archive(count, _readings(source, selection, beside))
 
 
-def _read_patients(path: Path) -> Patients:
-    if not path.is_file():
+def _read_patients(source: Path) -> Patients:
+    path = next((source / name for name in PATIENTS_FILES if (source / name).is_file()), None)
+    if path is None:
         return {}
     return {
         plain_id(row["subject_id"]): (
@@ -71,19 +89,23 @@ def _read_patients(path: Path) -> Patients:
     }
 
 
-def _readings(source: Path, selection: Selection, table: LabelTable, patients: Patients) -> Iterator[Reading]:
+def _readings(source: Path, selection: Selection, beside: Beside) -> Iterator[Reading]:
+    table = beside.table
     yield told(table.remarks)
     present = set()
     for row in selection.rows(source / RECORD_LIST, NEEDED, ARCHIVE):
         study = plain_id(row["study_id"])
         if study in table.rows:
             present.add(study)
-        label_row = _label_row(row, table.rows.get(study, LabelRow()), patients)
-        yield partial(_read_row, source, row["path"].strip(), study, row["ecg_time"][:40], label_row)
+        label_row = _label_row(row, table.rows.get(study, LabelRow()), beside.patients)
+        measurements = beside.machine.of(study)
+        yield partial(_read_row, source, row["path"].strip(), study, row["ecg_time"][:40], label_row, measurements)
     yield told(rows_without_record(table, present, SUFFIX))
 
 
-def _read_row(source: Path, name: str, study: str, ecg_time: str, row: LabelRow) -> Iterator[Item]:
+def _read_row(
+    source: Path, name: str, study: str, ecg_time: str, row: LabelRow, measurements: Mapping[str, float]
+) -> Iterator[Item]:
     place = f"{RECORD_LIST}: study_id {study}"
     try:
         path = path_inside(source, name + SUFFIX, RECORD_LIST)
@@ -94,7 +116,8 @@ def _read_row(source: Path, name: str, study: str, ecg_time: str, row: LabelRow)
         return
     if math.isnan(row.recorded_at):
         yield Remark(place, Noticed.UNREADABLE_TIME, f"ecg_time {ecg_time!r}: the header's is used")
-    yield from read_record(path, study, place, row)
+    for item in read_record(path, study, place, row):
+        yield replace(item, measurements=measurements) if isinstance(item, EcgRecord) else item
 
 
 def _label_row(row: Row, labels: LabelRow, patients: Patients) -> LabelRow:

@@ -15,15 +15,37 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.cart_measurements import as_number
 from client.records.demographics import age_between, age_in_years, american_time
 from client.records.file_folder import add_lead, checked_rate, open_folder, stacked
 from client.records.guarded_xml import holds_root, read_xml, text_of, xml_files
 from client.records.options import ReaderOptions
-from client.records.record import UNKNOWN, Archive, EcgRecord, Noticed, Reason, Remark, Unusable, known_sex
+from client.records.record import (
+    UNKNOWN,
+    Archive,
+    EcgRecord,
+    Noticed,
+    Reason,
+    Remark,
+    Unusable,
+    known_measurements,
+    known_sex,
+)
 from shared_model.leads import canonical_lead, millivolt_per_unit
 
 ROOT = "RestingECG"
 BYTES_A_SAMPLE = 2
+MEASUREMENT_PLACES = {
+    "rr_ms": "QRSTimesTypes/GlobalRR",
+    **{
+        name: f"RestingECGMeasurements/{element}"
+        for name, element in (
+            *(("heart_rate_bpm", "VentricularRate"), ("pr_ms", "PRInterval"), ("qrs_ms", "QRSDuration")),
+            *(("qt_ms", "QTInterval"), ("qtc_ms", "QTCorrected")),
+            *(("p_axis_deg", "PAxis"), ("qrs_axis_deg", "RAxis"), ("t_axis_deg", "TAxis")),
+        )
+    },
+}
 
 
 def recognises(source: Path) -> bool:
@@ -63,7 +85,21 @@ def _read_file(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
         age_years=age,
         sex=known_sex(text_of(root, "PatientDemographics/Gender")),
         race=text_of(root, "PatientDemographics/Race").lower() or UNKNOWN,
+        device=text_of(root, "TestDemographics/AcquisitionDevice") or UNKNOWN,
+        measurements=_measurements(root),
     )
+
+
+def _measurements(root: Element) -> dict[str, float]:
+    """What stands in ms, bpm and degrees. POnset and POffset are samples of the median beat; -1: no P wave."""
+    values = {name: as_number(text_of(root, place)) for name, place in MEASUREMENT_PLACES.items()}
+    onset, offset, base, exponent = (
+        as_number(text_of(root, f"RestingECGMeasurements/{name}"))
+        for name in ("POnset", "POffset", "ECGSampleBase", "ECGSampleExponent")
+    )
+    if onset >= 0 and base > 0 and exponent == 0:
+        values["p_duration_ms"] = (offset - onset) * 1000 / base
+    return known_measurements(values)
 
 
 def _rate_hz(waveform: Element) -> float:

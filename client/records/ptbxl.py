@@ -13,7 +13,9 @@ from pathlib import Path
 from client.records.labels_csv import LabelRow
 from client.records.options import ReaderOptions
 from client.records.record import (
+    UNKNOWN,
     Archive,
+    EcgRecord,
     Item,
     Noticed,
     Reading,
@@ -65,16 +67,21 @@ def _readings(source: Path, rows: Sequence[Row], superclass: dict[str, str]) -> 
         record_id = plain_id(row["ecg_id"])
         label_row, remarks = _label_row(row, superclass)
         yield told(replace(remark, source=f"{DATABASE_FILE}: ecg_id {record_id}") for remark in remarks)
-        yield partial(_read_row, source, row["filename_hr"].strip(), row["filename_lr"].strip(), record_id, label_row)
+        device = row.get("device", "").strip() or UNKNOWN
+        names = row["filename_hr"].strip(), row["filename_lr"].strip()
+        yield partial(_read_row, source, *names, record_id, label_row, device)
 
 
-def _read_row(source: Path, name_500_hz: str, name_100_hz: str, record_id: str, row: LabelRow) -> Iterator[Item]:
+def _read_row(
+    source: Path, name_500_hz: str, name_100_hz: str, record_id: str, row: LabelRow, device: str
+) -> Iterator[Item]:
     try:
         path = _header_path(source, name_500_hz, name_100_hz)
     except Unusable as unusable:
         yield TurnedAway(name_500_hz or name_100_hz or f"ecg_id {record_id}", unusable.reason, unusable.detail)
         return
-    yield from read_record(path, record_id, path.relative_to(source).as_posix(), row)
+    for item in read_record(path, record_id, path.relative_to(source).as_posix(), row):
+        yield replace(item, device=device) if isinstance(item, EcgRecord) else item
 
 
 def _header_path(source: Path, name_500_hz: str, name_100_hz: str) -> Path:

@@ -77,6 +77,8 @@ class Noticed(StrEnum):
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
     ECG_AFTER_MEASUREMENT = "ecg_after_measurement"
+    PRESSURE_DIFFERS = "pressure_differs"
+    PRESSURE_REFUSED = "pressure_refused"
 
 
 class Unusable(Exception):

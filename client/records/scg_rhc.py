@@ -1,22 +1,26 @@
 """PhysioNet SCG-RHC 1.0.0: ECG during right heart catheterisation, processed_data/TRM107-RHC1.{hea,dat,json}.
 
 A record lasts a whole procedure. What is labelled is the ECG around the moment at which the catheter reached the
-wedge position, because that is when the mean wedge pressure of the Mac-Lab report was taken.
+wedge position, because that is when the mean wedge pressure of the Mac-Lab report was taken. Beside the report's
+pressures stand those of the waveform itself, measured while the catheter lay there.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import wfdb
+from numpy.typing import NDArray
 
 from client.records.labels_csv import EMPTY
 from client.records.options import ReaderOptions
+from client.records.pressure_wave import Refused, measure_pressures
 from client.records.record import (
     Archive,
     EcgRecord,
@@ -47,6 +51,12 @@ LABELS = {
     "Fick COL/min": ("co_fick_l_min", 0.5, 20),
     "TDCOL/min": ("co_thermodilution_l_min", 0.5, 20),
 }
+PRESSURE_CHANNEL, PRESSURE_UNIT = "RHC_pressure", "mmhg"
+# Where the catheter lies -> label measured there, and the report's own name for it.
+MEASURED = {"PCW": ("mpcwp_waveform_mmhg", "mpcwp_mmhg"), "PA": ("mpap_waveform_mmhg", "mpap_mmhg")}
+# The events are entered by hand when the tracing has changed: the first seconds may hold the way there.
+SETTLING_S, LONGEST_INTERVAL_S = 2.0, 15.0
+LOWEST_MEAN_MMHG, HIGHEST_MEAN_MMHG, MOST_DIFFERENT_MMHG = 0.0, 80.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,27 @@ class Procedure:
 
     age_years: float = math.nan
     sex: str = ""
-    wedge_s: float = math.nan
-    """Seconds from the beginning of the record; NaN where it is not annotated."""
+    reached_s: dict[str, float] = field(default_factory=dict)
+    """Event of `ChamEvents_in_s` -> seconds from the beginning of the record."""
     wedge_at: float = math.nan
-    """The same moment in unix seconds."""
+    """Unix seconds of the wedge event."""
     labels: dict[str, float] = field(default_factory=dict)
     absurd: tuple[str, ...] = ()
+
+    @property
+    def wedge_s(self) -> float:
+        """Seconds from the beginning of the record at which the wedge position was reached; NaN: not annotated."""
+        return self.reached_s.get(_event("PCW", self.reached_s) or "", math.nan)
+
+    def interval_s(self, chamber: str, duration_s: float) -> tuple[float, float] | None:
+        """From when to when the catheter lay in a chamber: settled, up to the next event, at most 15 s."""
+        event = _event(chamber, self.reached_s)
+        if event is None or not 0 <= self.reached_s[event] < duration_s:
+            return None
+        reached = self.reached_s[event]
+        left = min((moment for moment in self.reached_s.values() if moment > reached), default=duration_s)
+        first = reached + SETTLING_S
+        return first, max(first, min(left, duration_s, first + LONGEST_INTERVAL_S))
 
 
 def recognises(source: Path) -> bool:
@@ -103,8 +128,16 @@ def _read_record(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
     if not labelled:
         detail = "no wedge position within the record in ChamEvents_in_s, so its first minute is taken without labels"
         yield Remark(name, Noticed.NO_WEDGE_INTERVAL, detail)
-    for value in procedure.absurd if labelled else ():
-        yield Remark(name, Noticed.ABSURD_LABEL, f"{value}; the label is dropped, check the source")
+    if procedure.absurd and labelled:
+        detail = f"{', '.join(procedure.absurd)}; dropped, check the source"
+        yield Remark(name, Noticed.ABSURD_LABEL, detail)
+    measured, differing, refused = _measured_pressures(header, procedure) if labelled else ({}, [], [])
+    if differing:
+        detail = f"{', '.join(differing)}; both are kept, look at the tracing"
+        yield Remark(name, Noticed.PRESSURE_DIFFERS, detail)
+    if refused:
+        detail = f"{', '.join(refused)}; not measured there, look at the tracing"
+        yield Remark(name, Noticed.PRESSURE_REFUSED, detail)
     began_at = procedure.wedge_at - procedure.wedge_s if labelled else math.nan
     began_at = header.recorded_at if math.isnan(began_at) else began_at
     yield EcgRecord(
@@ -117,7 +150,7 @@ def _read_record(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
         recorded_at=began_at + start_s,
         age_years=procedure.age_years,
         sex=known_sex(procedure.sex),
-        labels=procedure.labels if labelled else {},
+        labels={**procedure.labels, **measured} if labelled else {},
         measured_at=began_at + procedure.wedge_s if labelled else math.nan,
     )
 
@@ -126,17 +159,47 @@ def _read_window(header: Header, start_s: float) -> LeadSignal:
     """The known ECG leads of a minute from `start_s`; the record's other channels are not read."""
     check_files(header)
     channels = known_channels([signal.name for signal in header.signals], [signal.unit for signal in header.signals])
-    first = round(start_s * header.sampling_rate_hz)
-    last = min(header.length, first + round(LONGEST_READ_S * header.sampling_rate_hz))
     places, factors = zip(*channels.values(), strict=True)
+    physical = _samples(header, list(places), start_s, start_s + LONGEST_READ_S)
+    signal_mv = (physical * [[factor] for factor in factors]).astype("float32")
+    return LeadSignal(signal_mv, tuple(channels))
+
+
+def _samples(header: Header, places: list[int], first_s: float, last_s: float) -> NDArray[np.float64]:
+    """Some channels of some seconds in their own units: (channel, time)."""
+    first, last = (min(header.length, round(seconds * header.sampling_rate_hz)) for seconds in (first_s, last_s))
     try:
         stem = str(header.path.with_suffix(""))
-        physical = wfdb.rdrecord(stem, sampfrom=first, sampto=last, channels=list(places)).p_signal.T
+        physical: NDArray[np.float64] = wfdb.rdrecord(stem, sampfrom=first, sampto=last, channels=places).p_signal.T
     except (Exception, MemoryError) as error:  # damage makes wfdb raise whatever its libraries raise
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise Unusable(Reason.UNREADABLE, f"wfdb cannot read it ({detail}); copy the record again") from None
-    signal_mv = (physical * [[factor] for factor in factors]).astype("float32")
-    return LeadSignal(signal_mv, tuple(channels))
+    return physical
+
+
+def _measured_pressures(header: Header, procedure: Procedure) -> tuple[dict[str, float], list[str], list[str]]:
+    """Labels measured from the waveform, where they differ from the report, and which intervals are artefact."""
+    units = {signal.name: (place, signal.unit.lower()) for place, signal in enumerate(header.signals)}
+    place, unit = units.get(PRESSURE_CHANNEL, (-1, ""))
+    labels: dict[str, float] = {}
+    differing, refused = [], []
+    for chamber, (label, reported) in MEASURED.items() if unit == PRESSURE_UNIT else ():
+        interval = procedure.interval_s(chamber, header.length / header.sampling_rate_hz)
+        if interval is None:
+            continue
+        try:
+            (pressure,) = _samples(header, [place], *interval) if interval[0] < interval[1] else ([],)
+            mean = round(measure_pressures(np.asarray(pressure), header.sampling_rate_hz).mean_mmhg, 2)
+        except Refused as artefact:
+            refused.append(f"{chamber}: {artefact}")
+            continue
+        if not LOWEST_MEAN_MMHG <= mean <= HIGHEST_MEAN_MMHG:
+            refused.append(f"{chamber}: a mean of {mean:.1f} mmHg")
+            continue
+        labels[label] = mean
+        if abs(mean - procedure.labels.get(reported, mean)) > MOST_DIFFERENT_MMHG:
+            differing.append(f"{label} = {mean:.1f} but {reported} = {procedure.labels[reported]:g}")
+    return labels, differing, refused
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -155,23 +218,24 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _procedure(content: dict[str, Any]) -> Procedure:
     events, moments = content.get("ChamEvents_in_s"), content.get("ChamEvents")
-    wedge = _wedge_event(events) if isinstance(events, dict) else None
+    reached = {name: _number(value) for name, value in events.items()} if isinstance(events, dict) else {}
+    reached = {name: seconds for name, seconds in reached.items() if not math.isnan(seconds)}
+    wedge = _event("PCW", reached)
     labels, absurd = _labels(content.get("maclabMeas"))
     return Procedure(
         age_years=known_age(str(content.get("age", ""))),
         sex=str(content.get("gender", "")),
-        wedge_s=_number(events[wedge]) if isinstance(events, dict) and wedge else math.nan,
+        reached_s=reached,
         wedge_at=_event_time(moments.get(wedge)) if isinstance(moments, dict) else math.nan,
         labels=labels,
         absurd=absurd,
     )
 
 
-def _wedge_event(events: dict[str, Any]) -> str | None:
+def _event(chamber: str, reached_s: Mapping[str, float]) -> str | None:
     """`PCW`, or the earliest of `PCW_1`, `PCW_2` ..., whichever has a time."""
-    times = {name: _number(value) for name, value in events.items() if name == "PCW" or name.startswith("PCW_")}
-    times = {name: seconds for name, seconds in times.items() if not math.isnan(seconds)}
-    return "PCW" if "PCW" in times else min(times, key=lambda name: times[name], default=None)
+    names = [name for name in reached_s if name.startswith(f"{chamber}_")]
+    return chamber if chamber in reached_s else min(names, key=lambda name: reached_s[name], default=None)
 
 
 def _event_time(text: object) -> float:

@@ -1,6 +1,8 @@
 """CSV tables that list an archive's records, row by row, and the rows that --where selects."""
 
 import csv
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,13 +14,14 @@ Row = dict[str, str]
 
 
 def read_rows(path: Path, needed: Sequence[str], archive: str) -> Iterator[Row]:
-    """The rows of a table, one after the other; empty cells are "".
+    """The rows of a table, one after the other; empty cells are "". A table ending in .gz is unpacked on the way.
 
     Raises:
         HemoFedError: it cannot be read as CSV in UTF-8, or a needed column is not there.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        open_text = gzip.open if path.suffix == ".gz" else open
+        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             absent = [column for column in needed if column not in (reader.fieldnames or ())]
             if absent:
@@ -28,7 +31,7 @@ def read_rows(path: Path, needed: Sequence[str], archive: str) -> Iterator[Row]:
                 )
             for row in reader:
                 yield {key: value or "" for key, value in row.items() if key is not None}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise HemoFedError(
             f"{path}: cannot be read ({error}); copy it from the {archive} archive", ExitCode.BAD_SOURCE
         ) from None

@@ -1,11 +1,11 @@
 """A folder of WFDB records (`*.hea`, at any depth) with an optional labels.csv."""
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from client.records.table_join import joined
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -108,26 +108,17 @@ def read_record(
     except Unusable as unusable:
         yield TurnedAway(source, unusable.reason, unusable.detail)
         return
-    row = row or LabelRow()
-    patient_id = row.patient_id or header.comments.get("patient_id", "")
-    if not patient_id:
-        detail = "no patient id in labels.csv or header, so this record counts as a patient of its own"
-        yield Remark(source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
-    yield EcgRecord(
+    record = EcgRecord(
         record_id=record_id,
         source=source,
         signal_mv=leads.signal_mv,
         lead_names=leads.lead_names,
         sampling_rate_hz=header.sampling_rate_hz,
-        patient_id=patient_id or f"record:{record_id}",
-        recorded_at=header.recorded_at if math.isnan(row.recorded_at) else row.recorded_at,
-        age_years=known_age(header.comments.get("age", "")) if math.isnan(row.age_years) else row.age_years,
-        sex=_sex(header, row),
-        race=row.race or header.comments.get("race", "").lower() or UNKNOWN,
-        labels={**labels_of(header), **row.labels},
-        measured_at=row.measured_at,
+        patient_id=header.comments.get("patient_id", ""),
+        recorded_at=header.recorded_at,
+        age_years=known_age(header.comments.get("age", "")),
+        sex=known_sex(header.comments.get("sex", "")),
+        race=header.comments.get("race", "").lower() or UNKNOWN,
+        labels=labels_of(header),
     )
-
-
-def _sex(header: Header, row: LabelRow) -> str:
-    return known_sex(header.comments.get("sex", "")) if row.sex == UNKNOWN else row.sex
+    yield from joined(record, row, f"{LABELS_FILE} or header")
