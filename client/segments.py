@@ -152,11 +152,13 @@ def _constant_leads(steps: NDArray[np.int16], piece: NDArray[np.float32]) -> lis
         if share > MOST_MISSING:
             raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
     usable = largest > least
-    looked_at = usable if usable.any() else largest != MISSING  # all clipped to one value: too large rather than flat
-    if max(int(largest[looked_at].max()), -int(least[looked_at].min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
-        _refuse_implausible(piece[looked_at])
     if not usable.any():
+        recorded = piece[largest != MISSING]
+        if (np.nanmax(recorded, axis=1) - np.nanmin(recorded, axis=1) > 1 / STEPS_PER_MV).any():
+            _refuse_implausible(recorded)  # clipped to one value: too large rather than flat
         raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
+    if max(int(largest[usable].max()), -int(least[usable].min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
+        _refuse_implausible(piece[usable])
     return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(largest == least)]
 
 

@@ -123,7 +123,6 @@ LINE = "r.dat 16 200(0)/mV 16 0 0 0 0 "
         ("r 2 100 600", [LINE.replace("16 200", "32 200").replace("mV", "\x80V") + "I"] * 2, Reason.UNKNOWN_UNIT),
     ],
 )
-@pytest.mark.xfail(reason="the header parser takes the part that it understands", strict=True)
 def test_a_header_understood_in_part_is_turned_away(
     tmp_path: Path, first: str, lines: list[str], reason: Reason
 ) -> None:

@@ -123,7 +123,8 @@ def read_header(path: Path) -> Header:
             f"the first line states {match['fs'] or 'no'} Hz; an ECG has {LOWEST_RATE_HZ} to "
             f"{HIGHEST_RATE_HZ} Hz: mend the third field",
         )
-    if not match["sig_len"]:
+    words = lines[0].split()
+    if not match["sig_len"] or words[3] != match["sig_len"]:  # the grammar takes 6 of "6\xff0"
         raise Unusable(
             Reason.NO_LENGTH,
             "the first line states no length, so a cut-off file would go unnoticed; add the number of "
@@ -133,8 +134,9 @@ def read_header(path: Path) -> Header:
     if segments:
         _refuse_foreign_paths(lines)
     signals = () if segments else _signal_lines(lines, int(match["n_sig"]))
-    if not segments and (len(signals) < int(match["n_sig"]) or not signals):
-        raise Unusable(Reason.UNREADABLE, f"{len(signals)} of {match['n_sig']} signal lines are there; copy it again")
+    if not segments and (len(lines) - 1 != int(match["n_sig"]) or not signals):
+        detail = f"{len(lines) - 1} signal lines, where the first line says {match['n_sig']}; copy it again"
+        raise Unusable(Reason.UNREADABLE, detail)
     return Header(
         path=path,
         segments=segments,
@@ -177,8 +179,11 @@ def _signal_line(line: str) -> SignalLine:
 @lru_cache(maxsize=1024)
 def _parsed_line(line: str) -> SignalLine:
     match = rx_signal.match(line)
-    if match is None:
+    if match is None or "-" in match.groups():  # the grammar takes a minus without digits for a number
         raise Unusable(Reason.UNREADABLE, f"not a WFDB signal line: {line[:60]!r}; copy the header again")
+    if line[match.end("units") :][:1].strip():
+        detail = f"the unit ends in a character that none has: {line[:60]!r}; state mV, uV or V"
+        raise Unusable(Reason.UNKNOWN_UNIT, detail)
     try:
         return SignalLine(
             file_name=match["file_name"],
