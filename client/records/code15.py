@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.records.table_join import joined
 from client.records.labels_csv import LabelRow
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -27,6 +26,7 @@ from client.records.record import (
     Unusable,
     known_age,
 )
+from client.records.table_join import joined
 from client.records.tables import plain_id, read_rows
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, millivolt_per_unit

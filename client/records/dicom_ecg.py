@@ -7,6 +7,7 @@ always multiplied (PS3.3 C.10.9.1.4.2).
 
 import importlib.util
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from client.records.cart_measurements import first_known, in_unit
 from client.records.demographics import age_between, age_in_years, birth_time, compact_time
 from client.records.file_folder import add_lead, checked_rate, open_folder, stacked
+from client.records.files import files_below
 from client.records.options import ReaderOptions
 from client.records.record import UNKNOWN, Archive, EcgRecord, Noticed, Reason, Remark, Unusable, known_sex
 from shared_model.errors import ExitCode, HemoFedError
@@ -67,6 +69,7 @@ MEASUREMENT_CODES = {
     for scheme, code in (*(("MDC", code) for code in mdc_codes), ("SCPECG", scpecg_code))
 }
 CODE_PREFIXES = {"MDC": "2:", "SCPECG": "5.6.3-9-"}
+OTHER_SUFFIXES = {".dcm", ".hea", ".dat", ".mat", ".xml", ".json", ".csv", ".hdf5", ".txt", ".md", ".pdf"}
 
 
 def recognises(source: Path) -> bool:
@@ -82,18 +85,20 @@ def open_archive(source: Path, _options: ReaderOptions) -> Archive:
     """
     if importlib.util.find_spec("pydicom") is None:
         raise HemoFedError("DICOM needs pydicom, which is not there: pip install 'hemofed[records]'", ExitCode.USAGE)
-    return open_folder(source, sorted(_dicom_files(source)), _read_file)
+    return open_folder(source, _dicom_files, _read_file)
 
 
-def _dicom_files(source: Path) -> Iterator[Path]:
-    return (path for path in source.rglob("*") if path.is_file() and path.name != "DICOMDIR" and _is_dicom(path))
+def _dicom_files(source: Path) -> Iterator[str]:
+    return (path for path in files_below(source) if os.path.basename(path) != "DICOMDIR" and _is_dicom(path))
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() == ".dcm":
-        return True
+def _is_dicom(path: str) -> bool:
+    """By its suffix, or by the preamble: many are named by their UID. Files of other formats are not opened."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in OTHER_SUFFIXES or not os.path.isfile(path):
+        return suffix == ".dcm"
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
     except OSError:
         return False

@@ -1,6 +1,7 @@
 """A folder with one ECG a file (MUSE XML, DICOM, HL7 aECG) and an optional labels.csv."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.records.table_join import joined
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.record import (
     Archive,
@@ -21,6 +21,7 @@ from client.records.record import (
     Unusable,
     told,
 )
+from client.records.table_join import joined
 from client.records.wfdb_folder import readable, rows_without_record
 from client.records.wfdb_header import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from client.records.wfdb_signal import LONGEST_READ_S
@@ -30,23 +31,28 @@ from shared_model.leads import LEADS
 ReadFile = Callable[[Path, str], Iterator[EcgRecord | Remark]]
 
 
-def open_folder(source: Path, paths: Sequence[Path], read_file: ReadFile) -> Archive:
+def open_folder(source: Path, files_of: Callable[[Path], Iterator[str]], read_file: ReadFile) -> Archive:
     """One record a file; a record's name is its path below `source` without the extension.
+
+    The files are looked for twice, to count and to read them: a list of them would grow with the archive.
 
     Raises:
         HemoFedError: labels.csv is broken.
     """
-    return Archive(len(paths), _readings(source, paths, read_file, read_labels(source / LABELS_FILE)))
+    count = sum(1 for _ in files_of(source))
+    return Archive(count, _readings(source, files_of(source), read_file, read_labels(source / LABELS_FILE)))
 
 
-def _readings(source: Path, paths: Sequence[Path], read_file: ReadFile, table: LabelTable) -> Iterator[Reading]:
+def _readings(source: Path, paths: Iterator[str], read_file: ReadFile, table: LabelTable) -> Iterator[Reading]:
     yield told(table.remarks)
-    present = set()
+    present, start = set(), len(os.path.join(source, ""))
     for path in paths:
-        name = readable(path.relative_to(source))
+        name = readable(path[start:])
         record_id = _without_extension(name)
-        present.add(record_id)
-        yield partial(_read, read_file, path, name, record_id, table.rows.get(record_id))
+        row = table.rows.get(record_id)
+        if row is not None:
+            present.add(record_id)
+        yield partial(_read, read_file, Path(path), name, record_id, row)
     yield told(rows_without_record(table, present, ""))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from client.records.files import files_below
 from client.records.record import Reason, Unusable
 
 SUFFIX = ".xml"
@@ -20,9 +21,9 @@ DEEPEST = 100
 BYTES_SNIFFED = 4096
 
 
-def xml_files(source: Path) -> Iterator[Path]:
-    """The XML files below a folder, in whatever order the file system has them."""
-    return (path for path in source.rglob("*") if path.suffix.lower() == SUFFIX)
+def xml_files(source: Path) -> Iterator[str]:
+    """The XML files below a folder."""
+    return files_below(source, SUFFIX)
 
 
 def holds_root(source: Path, root: str) -> bool:
@@ -33,7 +34,7 @@ def holds_root(source: Path, root: str) -> bool:
     pattern = re.compile(rb"<(?:[\w.-]+:)?" + root.encode() + rb"[\s>]")
     for path in xml_files(source):
         try:
-            with path.open("rb") as file:
+            with open(path, "rb") as file:
                 head = file.read(BYTES_SNIFFED)
         except OSError:
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from client.records.table_join import joined
+from client.records.files import files_below
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -28,6 +28,7 @@ from client.records.record import (
     known_sex,
     told,
 )
+from client.records.table_join import joined
 from client.records.wfdb_folder import readable, rows_without_record
 from client.records.wfdb_signal import LONGEST_READ_S
 from shared_model.errors import ExitCode, HemoFedError
@@ -44,7 +45,8 @@ def recognises(source: Path) -> bool:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    return (path for path in source.rglob(f"*{SUFFIX}") if not path.with_suffix(".hea").exists())
+    paths = map(Path, files_below(source, SUFFIX))
+    return (path for path in paths if not path.with_suffix(".hea").exists())
 
 
 def open_archive(source: Path, options: ReaderOptions) -> Archive:
@@ -53,7 +55,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     Raises:
         HemoFedError: rate, unit, variable or axis is not declared, or labels.csv is broken.
     """
-    files = sorted(_files(source))
+    files = list(_files(source))
     undeclared = [name for name in NEEDED if name not in options.declared()]
     if undeclared and files:
         raise HemoFedError(

@@ -55,7 +55,7 @@ def recognises(source: Path) -> bool:
 
 def open_archive(source: Path, _options: ReaderOptions) -> Archive:
     """List the XML files. Raises HemoFedError for a broken labels.csv."""
-    return open_folder(source, sorted(xml_files(source)), _read_file)
+    return open_folder(source, xml_files, _read_file)
 
 
 def _read_file(path: Path, name: str) -> Iterator[EcgRecord | Remark]:

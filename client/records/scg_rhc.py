@@ -90,7 +90,8 @@ class Procedure:
 
 def recognises(source: Path) -> bool:
     """Whether a header has a JSON of catheter events beside it, here or in processed_data/."""
-    return next((path for path in _headers(source) if _has_events(path.with_suffix(".json"))), None) is not None
+    notes = [*source.glob("*.json"), *(source / DATA_FOLDER).glob("*.json")]
+    return any(path.with_suffix(".hea").exists() and _has_events(path) for path in notes)
 
 
 def _headers(source: Path) -> list[Path]:

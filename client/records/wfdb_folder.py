@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from client.records.table_join import joined
+from client.records.files import files_below
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -22,6 +22,7 @@ from client.records.record import (
     known_sex,
     told,
 )
+from client.records.table_join import joined
 from client.records.wfdb_header import Header, read_header, segment_names
 from client.records.wfdb_signal import read_leads
 
@@ -32,7 +33,7 @@ LabelsOf = Callable[[Header], Mapping[str, float]]
 
 def recognises(source: Path) -> bool:
     """Whether there is a WFDB header anywhere below."""
-    return next(source.rglob(f"*{SUFFIX}"), None) is not None
+    return next(files_below(source, SUFFIX), None) is not None
 
 
 def open_archive(source: Path, options: ReaderOptions) -> Archive:
@@ -49,22 +50,13 @@ def open_records(source: Path, labels_of: LabelsOf) -> Archive:
     """The same, with the labels that a format writes into its headers."""
     segments: set[str] = set()
     count = 0
-    for header in header_files(source):
+    for header in files_below(source, SUFFIX):
         count += 1
         segments.update(os.path.join(os.path.dirname(header), name + SUFFIX) for name in segment_names(header))
-    records = (header for header in header_files(source) if header not in segments)
+    records = (header for header in files_below(source, SUFFIX) if header not in segments)
     present = sum(os.path.isfile(segment) for segment in segments)
     table = read_labels(source / LABELS_FILE)
     return Archive(count - present, _readings(source, records, table, labels_of))
-
-
-def header_files(source: Path | str) -> Iterator[str]:
-    """All headers below, folder by folder in a fixed order: the list of a large archive would not fit in memory."""
-    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from header_files(entry.path)
-        elif entry.name.endswith(SUFFIX):
-            yield entry.path
 
 
 def _no_labels(header: Header) -> Mapping[str, float]:
