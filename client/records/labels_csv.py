@@ -5,7 +5,7 @@ A labels.csv without the column `record` is a table of measurements by patient a
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PLAUSIBLE_MMHG = {"mpcwp_mmhg": (0.0, 80.0), "mpap_mmhg": (0.0, 80.0)}
 RECORD_SUFFIXES = (".hea", ".dat", ".mat", ".xml", ".dcm")  # all of one length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a large archive has a million of them
 class LabelRow:
     """One row of labels.csv; empty cells are "" or NaN."""
 
@@ -53,15 +53,10 @@ def read_labels(path: Path) -> LabelTable:
     """
     if not path.is_file() or is_event_form(path):
         return LabelTable({}, ())
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(_checked_lines(csv.DictReader(file), path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HemoFedError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8", ExitCode.BAD_SOURCE) from None
     remarks: list[Remark] = []
-    columns = _label_columns([cells for _, cells in lines], path, remarks)
+    columns = _label_columns(_lines(path), path, remarks)
     rows: dict[str, LabelRow] = {}
-    for line, cells in lines:
+    for line, cells in _lines(path):  # read a second time: as text the table would take twice the memory
         record, where = record_name(cells["record"]), f"{path.name} line {line}"
         if record in rows:
             detail = f"{record} has a row already; the first is used, remove the other"
@@ -81,6 +76,15 @@ def is_event_form(path: Path) -> bool:
     return "record" not in columns and columns.issuperset(EVENT_COLUMNS)
 
 
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row. Raises HemoFedError as `read_labels`."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _checked_lines(csv.DictReader(file), path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise HemoFedError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8", ExitCode.BAD_SOURCE) from None
+
+
 def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     columns = [column.strip() for column in reader.fieldnames or ()]
     if "record" not in columns:
@@ -96,17 +100,24 @@ def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[
         yield reader.line_num, {column: (cells[column] or "").strip() for column in columns}
 
 
-def _label_columns(lines: Sequence[dict[str, str]], path: Path, remarks: list[Remark]) -> list[str]:
+def _label_columns(lines: Iterable[tuple[int, dict[str, str]]], path: Path, remarks: list[Remark]) -> list[str]:
     """The columns that hold numbers; a remark for each that holds text only."""
-    columns = []
-    for column in [name for name in (lines[0] if lines else ()) if name not in RECORD_COLUMNS]:
-        filled = [cells[column] for cells in lines if cells[column].lower() not in EMPTY]
-        if any(_number(text) is not None for text in filled):
-            columns.append(column)
-        elif filled:
-            detail = f"holds text ({filled[0][:30]!r}), so it is no label; write 0 and 1 to make it one"
+    first_text: dict[str, str] = {}
+    numbers: set[str] = set()
+    names: list[str] = []
+    for _, cells in lines:
+        names = names or [name for name in cells if name not in RECORD_COLUMNS]
+        for column in names:
+            if column not in numbers and cells[column].lower() not in EMPTY:
+                if _number(cells[column]) is not None:
+                    numbers.add(column)
+                else:
+                    first_text.setdefault(column, cells[column])
+    for column in names:
+        if column in first_text and column not in numbers:
+            detail = f"holds text ({first_text[column][:30]!r}), so it is no label; write 0 and 1 to make it one"
             remarks.append(Remark(f"{path.name} column {column}", Noticed.TEXT_COLUMN, detail))
-    return columns
+    return [column for column in names if column in numbers]
 
 
 def _number(text: str) -> float | None:
