@@ -1,6 +1,5 @@
 """Damaged WFDB records against wfdb itself: what wfdb would refuse never comes through, and numbers are its numbers."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import wfdb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from wfdb.io.header import rx_record
 
 from client.records import open_archive
 from client.records.options import ReaderOptions
@@ -58,9 +58,21 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def undated(header: Path) -> None:
+    """Leave out the date: wfdb refuses a record for a date that is none, the reader takes it as unknown."""
+    first, rest = header.read_text().split("\n", 1)
+    match = rx_record.match(first)
+    assert match is not None
+    header.write_text(f"{first[: match.end('sig_len')]}\n{rest}")
+
+
 def by_wfdb(stem: Path) -> dict[str, np.ndarray]:
     """The known leads in mV as wfdb reads them, the first 60 s."""
-    record = wfdb.rdrecord(str(stem))
+    try:
+        record = wfdb.rdrecord(str(stem))
+    except ValueError:
+        undated(stem.with_suffix(".hea"))
+        record = wfdb.rdrecord(str(stem))
     leads: dict[str, np.ndarray] = {}
     for name, unit, signal in zip(record.sig_name, record.units, record.p_signal.T, strict=True):
         lead = canonical_lead(name or "")
@@ -70,12 +82,8 @@ def by_wfdb(stem: Path) -> dict[str, np.ndarray]:
 
 
 def wfdb_can_judge(header: Path) -> bool:
-    """wfdb passes over bytes that are not ASCII, and fails at signal lines beyond those stated and at a lone minus."""
-    content = header.read_bytes()
-    lines = [line for line in content.splitlines() if line.strip() and not line.strip().startswith(b"#")]
-    stated = re.match(rb"\s*\S+\s+(\d+)", content)
-    lone_minus = re.search(rb"-(?![0-9A-Za-z_.])", content)
-    return content.isascii() and stated is not None and len(lines) - 1 <= int(stated[1]) and not lone_minus
+    """wfdb passes over bytes that are not ASCII; we do not."""
+    return header.read_bytes().isascii()
 
 
 def compared(folder: Path) -> int:

@@ -14,6 +14,7 @@ import scipy.io
 from numpy.typing import NDArray
 
 from client.records.files import files_below
+from client.records.guarded_mat import safe_variables
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -118,8 +119,9 @@ def _read_record(
 
 def _load(path: Path) -> dict[str, Any]:
     """All variables of a file; structs as dictionaries."""
+    variables = safe_variables(path)
     try:
-        loaded = scipy.io.loadmat(path, simplify_cells=True)
+        loaded = scipy.io.loadmat(path, simplify_cells=True, variable_names=variables)
     except NotImplementedError:
         detail = "MATLAB 7.3, which is HDF5 inside; save it again with -v7"
         raise Unusable(Reason.UNREADABLE, detail) from None
