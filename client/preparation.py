@@ -25,7 +25,7 @@ NO_SIGNAL = np.empty((0, 0), np.float32)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A record ready for the store; its own signal is dropped, its segments are what is kept."""
+    """A record ready for the store; of its signal the segments are kept."""
 
     record: EcgRecord
     segments: Segments
@@ -56,8 +56,7 @@ def _prepared(record: EcgRecord, policy: QualityPolicy) -> Prepared | TurnedAway
         segments = cut_segments(record, policy)
     except Unusable as unusable:
         return TurnedAway(record.source, unusable.reason, unusable.detail, record.patient_id)
-    content = hashlib.sha256(segments.steps.data).digest()
-    return Prepared(replace(record, signal_mv=NO_SIGNAL), segments, content)
+    return Prepared(record, segments, hashlib.sha256(segments.steps.data).digest())
 
 
 def workers_for(count: int, wanted: int | None) -> int:
@@ -98,4 +97,11 @@ def prepared_in_order(
 
 
 def _prepare_all(readings: Sequence[Reading], policy: QualityPolicy) -> list[list[Outcome]]:
-    return [prepare(reading, policy) for reading in readings]
+    return [[_without_signal(outcome) for outcome in prepare(reading, policy)] for reading in readings]
+
+
+def _without_signal(outcome: Outcome) -> Outcome:
+    """What another process needs: the source's own signal is several times the stored one, and is not used again."""
+    if isinstance(outcome, Prepared):
+        return replace(outcome, record=replace(outcome.record, signal_mv=NO_SIGNAL))
+    return outcome

@@ -157,15 +157,16 @@ def _constant_leads(steps: NDArray[np.int16], piece: NDArray[np.float32]) -> lis
         if (np.nanmax(recorded, axis=1) - np.nanmin(recorded, axis=1) > 1 / STEPS_PER_MV).any():
             _refuse_implausible(recorded)  # clipped to one value: too large rather than flat
         raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
-    if max(int(largest[usable].max()), -int(least[usable].min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
+    if max(largest.max(), -int(least.min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
         _refuse_implausible(piece[usable])
     return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(largest == least)]
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:
-    """No surface ECG is larger than 15 mV; such values come from a wrong gain or unit, or a raw DC offset.
+    """Raises Unusable where leads with samples above 15 mV are that large throughout.
 
-    A spike or a pacing pulse may be: it is the 99th centile around the middle that counts.
+    No surface ECG is: such values come from a wrong gain or unit, or a raw DC offset. A spike or a pacing pulse may
+    be that large, so it is the 99th centile around the middle that counts.
     """
     middle = np.nanmedian(signal_mv, axis=1, keepdims=True)
     peak_mv = float(np.nanpercentile(np.abs(signal_mv - middle), PEAK_CENTILE, axis=1).max())

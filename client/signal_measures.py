@@ -5,11 +5,12 @@ sample is left out of all measures but `missing_share`; so is the rest of a wind
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from shared_model.kernels import compiled
 from shared_model.leads import LARGEST_STEP, LEADS, MISSING, SAMPLING_RATE_HZ
 
 WINDOW = SAMPLING_RATE_HZ // 5
@@ -96,7 +97,7 @@ def measure(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Measures:
     return Measures(table, products)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _measure_leads(steps: NDArray[np.int16], recorded: NDArray[np.bool_], table: NDArray[np.float64]) -> None:
     derived = np.empty(steps.shape[1], np.int16)
     for lead in range(steps.shape[0]):
@@ -109,7 +110,7 @@ def _measure_leads(steps: NDArray[np.int16], recorded: NDArray[np.bool_], table:
             table[lead, 6] = scratch[6]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _derive(lead: int, first: NDArray[np.int16], second: NDArray[np.int16], derived: NDArray[np.int16]) -> None:
     """III, aVR, aVL or aVF (2 to 5) of I and II, in whole steps."""
     for i in range(first.size):
@@ -128,7 +129,7 @@ def _derive(lead: int, first: NDArray[np.int16], second: NDArray[np.int16], deri
         derived[i] = np.int16(min(max(value, -32767), 32767))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _measure_lead(steps: NDArray[np.int16], measured: NDArray[np.float64]) -> None:
     windows = steps.size // WINDOW
     low = np.empty(windows, np.int32)
@@ -157,7 +158,7 @@ def _measure_lead(steps: NDArray[np.int16], measured: NDArray[np.float64]) -> No
     measured[7] = _upright(held_low, held_high, present, middle)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _range_and_mean(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16, float]:
     low = np.int16(piece[0])
     high = np.int16(piece[0])
@@ -170,7 +171,7 @@ def _range_and_mean(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16, float
     return low, high, total / WINDOW
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _held_range(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16]:
     """The lowest and the highest value that three samples in a row (12 ms) go beyond."""
     low = np.int16(32767)
@@ -181,7 +182,7 @@ def _held_range(piece: NDArray[np.int16]) -> tuple[np.int16, np.int16]:
     return low, high
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _range(low: NDArray[np.int32], high: NDArray[np.int32]) -> tuple[int, int]:
     floor, ceiling = np.int32(LARGEST_STEP), np.int32(-LARGEST_STEP)
     for window in range(low.size):
@@ -191,7 +192,7 @@ def _range(low: NDArray[np.int32], high: NDArray[np.int32]) -> tuple[int, int]:
     return int(floor), int(ceiling)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _noise_and_still(piece: NDArray[np.int16]) -> tuple[float, int]:
     """Mean of |x[i] - 2 x[i-2] + x[i-4]|, and whether no sample differs from the one before it."""
     total = np.int32(0)
@@ -205,7 +206,7 @@ def _noise_and_still(piece: NDArray[np.int16]) -> tuple[float, int]:
     return total / (WINDOW - 2 * NOISE_LAG), moving == 0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _flat_windows(still: NDArray[np.int32], present: NDArray[np.bool_]) -> int:
     flat = 0
     run = 0
@@ -218,7 +219,7 @@ def _flat_windows(still: NDArray[np.int32], present: NDArray[np.bool_]) -> int:
     return flat
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _largest(
     low: NDArray[np.int32],
     high: NDArray[np.int32],
@@ -243,7 +244,7 @@ def _largest(
     return np.int32(top[-1])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _upright(low: NDArray[np.int32], high: NDArray[np.int32], present: NDArray[np.bool_], middle: float) -> float:
     up = 0.0
     down = 0.0
@@ -254,7 +255,7 @@ def _upright(low: NDArray[np.int32], high: NDArray[np.int32], present: NDArray[n
     return (up - down) / (up + down) if up + down > 0 else 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _by_second(
     noise: NDArray[np.float64], mean: NDArray[np.float64], present: NDArray[np.bool_]
 ) -> tuple[float, float, float]:
@@ -284,7 +285,7 @@ def _by_second(
     return noisy / NOISE_GAIN / 1000, (level[seconds - 1] - level[0]) / 1000, middle
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _sort(values: NDArray[np.float64]) -> None:
     """In place; ten values, for which this compiles and runs faster than a library's sort."""
     for i in range(1, values.size):
@@ -296,7 +297,7 @@ def _sort(values: NDArray[np.float64]) -> None:
         values[place] = value
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _rail_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle: float) -> float:
     """Of all samples, those in plateaus at the maximum or minimum, if that is more than 1 mV from the middle.
 
@@ -312,7 +313,7 @@ def _rail_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle: floa
     return clipped / steps.size
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _plateaus(steps: NDArray[np.int16], lowest: float, highest: float) -> int:
     least, most = np.int16(np.ceil(lowest)), np.int16(np.floor(highest))
     near = np.int32(0)
@@ -336,7 +337,7 @@ def _plateaus(steps: NDArray[np.int16], lowest: float, highest: float) -> int:
     return total if runs >= RAIL_RUNS or longest >= LONG_RAIL_RUN else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _off_scale_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle: float) -> float:
     if ceiling - middle <= LARGEST_SIGNAL and middle - floor <= LARGEST_SIGNAL:
         return 0.0
@@ -346,7 +347,7 @@ def _off_scale_share(steps: NDArray[np.int16], floor: int, ceiling: int, middle:
     return outside / steps.size
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@partial(compiled, fastmath={"reassoc", "contract"})  # a sum may be added up in any order
 def _measure_products(
     steps: NDArray[np.int16], recorded: NDArray[np.bool_], table: NDArray[np.float64], products: NDArray[np.float64]
 ) -> None:

@@ -8,12 +8,12 @@ chosen by what can be read on ECG paper (10 mm/mV), and are the same for every l
 from collections.abc import Mapping
 from math import sqrt
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from client.quality_policy import Finding, Quality
 from client.signal_measures import COMPARED, Measures, measure
+from shared_model.kernels import compiled
 from shared_model.leads import LEADS, SAMPLES
 
 LIMITS: Mapping[Finding, float] = {
@@ -66,7 +66,7 @@ def assess(steps: NDArray[np.int16], recorded: NDArray[np.bool_]) -> Quality:
     return Quality(score, findings, names)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _excess_and_scores(
     table: NDArray[np.float64], limits: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

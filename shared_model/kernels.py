@@ -13,12 +13,13 @@ SMALLEST_TAP = 1e-9
 """A half-band filter's zeros come out of firwin as 1e-18; they are left out."""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Callable[..., Any]:
     """numba.njit, kept on the disk between runs where there is a place to write to (a container may have none)."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
-        kernel: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        kernel: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        kernel = numba.njit(nogil=True, error_model="numpy")(function)
+        kernel = numba.njit(**options)(function)
     return kernel
 
 
@@ -42,45 +43,61 @@ def scaled(steps, places, baseline, gain, factor, invalid):  # type: ignore[no-u
     return signal
 
 
+def decimate(signal: NDArray[np.float32], down: int) -> NDArray[np.float32]:
+    """Every `down`-th sample of (lead, time) after the low-pass of `scipy.signal.resample_poly(signal, 1, down)`.
+
+    That is a symmetric FIR of 20 * down + 1 taps, a Kaiser window of beta 5. The signal is continued past its ends
+    along the line through its first and last sample, so that an offset or a drift does not ring at the edges. A NaN
+    spreads to all samples that it touches. Returns (lead, ceil(time / down)).
+    """
+    decimated: NDArray[np.float32] = _decimated(signal, *_grouped_taps(down), 10 * down, down)
+    return decimated
+
+
 @lru_cache(maxsize=32)
-def decimation_filter(down: int) -> NDArray[np.float32]:
-    """The low-pass of `scipy.signal.resample_poly(signal, 1, down)`: 20 * down + 1 taps, Kaiser window of beta 5."""
-    taps: NDArray[np.float32] = firwin(20 * down + 1, 1 / down, window=("kaiser", 5.0)).astype(np.float32)
-    taps[np.abs(taps) < SMALLEST_TAP] = 0
-    return taps
+def _grouped_taps(down: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The filter's taps in groups of four of one phase: (group,) phase, (group, 4) places among its samples, weights.
+
+    The zeros of the filter are left out; a group that is not full is filled up with weights of 0.
+    """
+    taps = firwin(20 * down + 1, 1 / down, window=("kaiser", 5.0)).astype(np.float32)
+    phases, places, weights = [], [], []
+    for phase in range(down):
+        used = [tap for tap in range(phase, len(taps), down) if abs(taps[tap]) > SMALLEST_TAP]
+        for start in range(0, len(used), 4):
+            four = used[start : start + 4]
+            empty = 4 - len(four)
+            phases.append(phase)
+            places.append([tap // down for tap in [*four, *[four[0]] * empty]])
+            weights.append([*taps[four], *[0.0] * empty])
+    return np.array(phases), np.array(places), np.array(weights, np.float32)
 
 
 @compiled
-def decimated(signal, taps, down):  # type: ignore[no-untyped-def]
-    """Every `down`-th sample of (lead, time) float32 after the symmetric FIR `taps`: (lead, ceil(time / down)).
-
-    The signal is continued past its ends along the line through its first and last sample, so that an offset or a
-    drift does not ring at the edges. The filter runs over the samples of one phase at a time, which are neighbours in
-    memory. A NaN spreads to all samples that it touches.
-    """
+def _decimated(signal, phases, places, weights, half, down):  # type: ignore[no-untyped-def]
     leads, length = signal.shape
-    count, half = (length + down - 1) // down, len(taps) // 2
-    padded = np.empty((count + len(taps) // down + 1) * down, np.float32)
-    phase = np.empty(len(padded) // down, np.float32)
+    count = (length + down - 1) // down
+    width = count + 2 * half // down + 1
+    samples = np.empty((down, width), np.float32)  # of each phase, neighbours in memory
     output = np.zeros((leads, count), np.float32)
     for lead in range(leads):
         first = np.float64(signal[lead, 0])
         slope = (np.float64(signal[lead, length - 1]) - first) / max(length - 1, 1)
-        for time in range(-half, 0):
-            padded[time + half] = first + slope * time
-        padded[half : half + length] = signal[lead]
-        for time in range(length, len(padded) - half):
-            padded[time + half] = first + slope * time
+        for phase in range(down):
+            for step in range(width):
+                time = step * down + phase - half
+                if 0 <= time < length:
+                    samples[phase, step] = signal[lead, time]
+                else:
+                    samples[phase, step] = first + slope * time
         row = output[lead]
-        for start in range(down):
-            for step in range(len(phase)):
-                phase[step] = padded[step * down + start]
-            for tap in range(start, len(taps), down):
-                weight = taps[tap]
-                if weight != 0:
-                    along = phase[tap // down : tap // down + count]
-                    for step in range(count):
-                        row[step] += weight * along[step]
+        for group in range(len(phases)):
+            along, place, weight = samples[phases[group]], places[group], weights[group]
+            a, b, c, d = weight[0], weight[1], weight[2], weight[3]
+            one, two = along[place[0] : place[0] + count], along[place[1] : place[1] + count]
+            three, four = along[place[2] : place[2] + count], along[place[3] : place[3] + count]
+            for step in range(count):
+                row[step] += a * one[step] + b * two[step] + c * three[step] + d * four[step]
     return output
 
 

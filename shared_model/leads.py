@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from shared_model.kernels import decimated, decimation_filter, rounded
+from shared_model.kernels import decimate, rounded
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 SAMPLING_RATE_HZ = 250
@@ -53,15 +53,14 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     if up == down:
         return signal.astype(np.float32)
     if up == 1:  # the common case, compiled; where a sample is missing NaN comes out, and the long way is taken
-        taps = decimation_filter(down)
-        output: NDArray[np.float32] = decimated(np.ascontiguousarray(signal, np.float32), taps, down)
+        output = decimate(np.ascontiguousarray(signal, np.float32), down)
         if not np.isnan(output).any():
             return output
     missing = np.isnan(signal)
     any_missing = bool(missing.any())
     bridged = _bridged(signal, missing) if any_missing else signal
     if up == 1:
-        output = decimated(np.ascontiguousarray(bridged, np.float32), taps, down)
+        output = decimate(np.ascontiguousarray(bridged, np.float32), down)
     else:
         output = resample_poly(bridged, up, down, axis=-1, padtype="line").astype(np.float32)
     if any_missing:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.signal import resample_poly
 
-from shared_model.kernels import decimated, decimation_filter, rounded, scaled
+from shared_model.kernels import decimate, rounded, scaled
 
 floats = st.floats(-40, 40, width=32) | st.just(float("nan"))
 
@@ -22,7 +22,7 @@ floats = st.floats(-40, 40, width=32) | st.just(float("nan"))
 def test_decimation_is_that_of_scipy(down: int, count: int, seed: int, offset: float) -> None:
     length = count * down  # scipy's line is exact only where the length is a multiple
     signal = np.random.default_rng(seed).normal(0, 1, (2, length)).cumsum(axis=1) + offset
-    ours = decimated(signal.astype(np.float32), decimation_filter(down), down)
+    ours = decimate(signal.astype(np.float32), down)
     scipys = resample_poly(signal, 1, down, axis=-1, padtype="line")
     assert ours.shape == scipys.shape
     np.testing.assert_allclose(ours, scipys, atol=4e-6 * np.abs(signal).max())
@@ -31,7 +31,7 @@ def test_decimation_is_that_of_scipy(down: int, count: int, seed: int, offset: f
 @pytest.mark.parametrize("length", [1, 2, 3, 41, 4999, 5001])
 def test_decimation_keeps_a_line_at_any_length(length: int) -> None:
     line = (0.3 + 0.001 * np.arange(length, dtype=np.float32))[None]
-    np.testing.assert_allclose(decimated(line, decimation_filter(2), 2), line[:, ::2], atol=1e-5)
+    np.testing.assert_allclose(decimate(line, 2), line[:, ::2], atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,7 +40,7 @@ def test_a_missing_sample_is_never_swallowed(place: int, down: int) -> None:
     """`resample` sees by this that it must take the long way."""
     signal = np.zeros((1, 500), np.float32)
     signal[0, place] = np.nan
-    assert np.isnan(decimated(signal, decimation_filter(down), down)).any()
+    assert np.isnan(decimate(signal, down)).any()
 
 
 @settings(max_examples=60, deadline=None)

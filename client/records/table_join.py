@@ -14,6 +14,9 @@ def joined(record: EcgRecord, row: LabelRow | None, places: str = f"{LABELS_FILE
     The table's word goes before the file's; labels of the file that the table does not name stay. A record without a
     patient counts as a patient of its own; `places` says where an id was looked for.
     """
+    if row is None and record.patient_id:
+        yield record
+        return
     row = row or LabelRow()
     patient_id = row.patient_id or record.patient_id
     if not patient_id:

@@ -240,9 +240,9 @@ def check_files(header: Header) -> None:
             is_file, size = False, 0
         if name == LAYOUT_FILE or not is_file:
             raise Unusable(Reason.MISSING_FILE, f"its signal file {name} is not there; copy it beside the header")
-        if any(signal.storage_format not in BYTES_PER_SAMPLE for signal in signals):
+        frame = sum(BYTES_PER_SAMPLE.get(s.storage_format, math.nan) * s.samples_per_frame for s in signals)
+        if math.isnan(frame):
             continue  # compressed: wfdb finds out
-        frame = sum(BYTES_PER_SAMPLE[s.storage_format] * s.samples_per_frame for s in signals)
         needed = signals[0].byte_offset + int(frame * header.length)
         if size < needed:
             raise Unusable(Reason.TRUNCATED, f"its signal file {name} holds {size} of {needed} bytes; copy it again")

@@ -91,9 +91,12 @@ def read_plain(header: Header, length: int, channels: Channels) -> NDArray[np.fl
 def read_steps(header: Header, length: int) -> NDArray[np.int16]:
     """The first `length` samples of a plain record as they lie in the file: (time, channel)."""
     first = header.signals[0]
-    name = header.beside(first.file_name)
-    steps = np.fromfile(name, "<i2", length * len(header.signals), offset=first.byte_offset)
-    return steps.reshape(length, len(header.signals))
+    with open(header.beside(first.file_name), "rb", buffering=0) as file:  # one read, straight from the file
+        file.seek(first.byte_offset)
+        content = file.read(2 * length * len(header.signals))
+    if len(content) < 2 * length * len(header.signals):  # since its size was looked at
+        raise Unusable(Reason.TRUNCATED, f"its signal file {first.file_name} was cut short meanwhile; copy it again")
+    return np.frombuffer(content, "<i2").reshape(length, len(header.signals))
 
 
 def known_channels(names: Sequence[str], units: Sequence[str]) -> Channels:
