@@ -7,10 +7,9 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import firwin
 
 SMALLEST_TAP = 1e-9
-"""A half-band filter's zeros come out of firwin as 1e-18; they are left out."""
+"""The zeros of the sinc come out as 1e-18; they are left out."""
 
 
 def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Callable[..., Any]:
@@ -60,7 +59,9 @@ def _grouped_taps(down: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
 
     The zeros of the filter are left out; a group that is not full is filled up with weights of 0.
     """
-    taps = firwin(20 * down + 1, 1 / down, window=("kaiser", 5.0)).astype(np.float32)
+    middle = 10 * down
+    lowpass = np.sinc(np.arange(-middle, middle + 1) / down) * np.kaiser(2 * middle + 1, 5.0)
+    taps = (lowpass / lowpass.sum()).astype(np.float32)
     phases, places, weights = [], [], []
     for phase in range(down):
         used = [tap for tap in range(phase, len(taps), down) if abs(taps[tap]) > SMALLEST_TAP]

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from shared_model.kernels import decimate, rounded
 
@@ -62,6 +61,8 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     if up == 1:
         output = decimate(np.ascontiguousarray(bridged, np.float32), down)
     else:
+        from scipy.signal import resample_poly  # 80 MB and half a second, which most archives do not need
+
         output = resample_poly(bridged, up, down, axis=-1, padtype="line").astype(np.float32)
     if any_missing:
         position = np.arange(output.shape[-1]) * (down / up)
