@@ -63,7 +63,8 @@ def workers_for(count: int, wanted: int | None) -> int:
     """How many processes to read `count` records with; 1 is this one alone."""
     if wanted is not None:
         return wanted
-    return len(os.sched_getaffinity(0)) if count >= WORTH_WORKERS else 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return allowed if count >= WORTH_WORKERS else 1
 
 
 def prepared_in_order(

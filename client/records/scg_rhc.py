@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import wfdb
 from numpy.typing import NDArray
 
 from client.records.labels_csv import EMPTY
 from client.records.options import ReaderOptions
-from client.records.pressure_wave import Refused, measure_pressures
 from client.records.record import (
     Archive,
     EcgRecord,
@@ -168,6 +166,8 @@ def _read_window(header: Header, start_s: float) -> LeadSignal:
 
 def _samples(header: Header, places: list[int], first_s: float, last_s: float) -> NDArray[np.float64]:
     """Some channels of some seconds in their own units: (channel, time)."""
+    import wfdb  # loaded where it is needed, as in wfdb_signal.py
+
     first, last = (min(header.length, round(seconds * header.sampling_rate_hz)) for seconds in (first_s, last_s))
     try:
         stem = str(header.path.with_suffix(""))
@@ -180,6 +180,8 @@ def _samples(header: Header, places: list[int], first_s: float, last_s: float) -
 
 def _measured_pressures(header: Header, procedure: Procedure) -> tuple[dict[str, float], list[str], list[str]]:
     """Labels measured from the waveform, where they differ from the report, and which intervals are artefact."""
+    from client.records.pressure_wave import Refused, measure_pressures  # brings scipy.signal
+
     units = {signal.name: (place, signal.unit.lower()) for place, signal in enumerate(header.signals)}
     place, unit = units.get(PRESSURE_CHANNEL, (-1, ""))
     labels: dict[str, float] = {}

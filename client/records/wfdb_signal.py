@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import wfdb
 from numpy.typing import NDArray
 
 from client.records.record import Reason, Unusable
@@ -47,6 +46,8 @@ def read_leads(header: Header) -> LeadSignal:
 
 def _read_by_wfdb(header: Header, length: int) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """Names, units and (signal, time) of any record that wfdb reads."""
+    import wfdb  # 130 MB with what it brings, for the formats that need it
+
     try:
         record = wfdb.rdrecord(str(header.path.with_suffix("")), sampto=length)
         physical: NDArray[np.float64] = record.p_signal.T
