@@ -5,23 +5,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from client.pseudonym import SPLIT_NAMES
+from client.quality_policy import Finding
 from client.records.record import Noticed, Reason
 
 EXAMPLES = 10
 # Counted, but not worth a line each: whole archives have no patient ids, and a noisy lead is everyday.
-QUIET = frozenset(
-    {
-        Noticed.PATIENT_FROM_RECORD_NAME,
-        Noticed.SEGMENTS_LEFT_OUT,
-        Noticed.FLAT_LEAD,
-        Noticed.MISSING_SAMPLES,
-        Noticed.CLIPPED,
-        Noticed.OFF_SCALE,
-        Noticed.NOISE,
-        Noticed.BASELINE_WANDER,
-        Noticed.SHORT_DURATION,
-    }
-)
+QUIET = {Noticed.PATIENT_FROM_RECORD_NAME, Noticed.SEGMENTS_LEFT_OUT, *Finding} - {
+    Finding.LIMB_LEAD_REVERSAL,
+    Finding.INCONSISTENT_LIMB_LEADS,
+}
 # A record's own labels, and those of the event that was joined to it.
 LABELS = "SELECT row, name FROM labels UNION SELECT row, name FROM record_events JOIN event_values USING (event)"
 
@@ -84,7 +76,7 @@ class Count:
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{source}: {reason}: {detail}")
 
-    def remark(self, source: str, noticed: Noticed, detail: str) -> None:
+    def remark(self, source: str, noticed: Noticed | Finding, detail: str) -> None:
         """One more thing to tell."""
         self.noticed[noticed.value] += 1
         if len(self.remarks) < EXAMPLES and noticed not in QUIET:

@@ -133,7 +133,7 @@ class StoreWriter:
     def _add_record(self, prepared: Prepared, patient: str) -> None:
         record, segments, content = prepared.record, prepared.segments, prepared.content
         for finding, leads in segments.findings.items():
-            self._remark(record.source, Noticed(finding.value), _told(finding, leads, segments.masked), patient)
+            self._remark(record.source, finding, _told(finding, leads, segments.masked), patient)
         if segments.left_out:
             detail = f"{segments.left_out} of its 10 s segments did not pass"
             self._remark(record.source, Noticed.SEGMENTS_LEFT_OUT, detail, patient)
@@ -205,7 +205,7 @@ class StoreWriter:
             (self._archive, source, reason.value, detail, self._ingest, patient),
         )
 
-    def _remark(self, source: str, noticed: Noticed, detail: str, patient: str | None) -> None:
+    def _remark(self, source: str, noticed: Noticed | Finding, detail: str, patient: str | None) -> None:
         self._count.remark(source, noticed, detail)
         self._connection.execute(
             "INSERT OR REPLACE INTO remarks VALUES (?, ?, ?, ?, ?, ?)",

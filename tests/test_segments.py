@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from client.quality_policy import Finding, QualityPolicy
-from client.records.record import EcgRecord, Noticed, Reason, Unusable
+from client.records.record import EcgRecord, Reason, Unusable
 from client.segments import cut_segments, lead_mask
 from shared_model.leads import LEADS, MISSING
 from tests.wfdb_fixtures import ecg_steps
@@ -146,7 +146,3 @@ def test_every_segment_has_its_score_and_findings_are_gathered() -> None:
     assert cut.qualities[1] < min(cut.qualities[0], cut.qualities[2]) <= 1
     assert cut.findings[Finding.FLAT_LEAD] == ("V2",)
     assert cut.lead_masks[0] == 0b1111_1111_1111 != cut.lead_masks[1]
-
-
-def test_every_finding_can_be_a_remark() -> None:
-    assert {finding.value for finding in Finding} <= {noticed.value for noticed in Noticed}

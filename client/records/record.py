@@ -53,7 +53,10 @@ class Reason(StrEnum):
 
 
 class Noticed(StrEnum):
-    """What was noticed about a record or a table's row without turning a record away."""
+    """What was noticed about a record or a table's row without turning a record away.
+
+    What was found on the ECG itself is a `client.quality_policy.Finding`.
+    """
 
     LABEL_WITHOUT_RECORD = "label_without_record"
     REPEATED_LABEL_ROW = "repeated_label_row"
@@ -64,16 +67,6 @@ class Noticed(StrEnum):
     UNREADABLE_CODES = "unreadable_codes"
     PATIENT_FROM_RECORD_NAME = "patient_from_record_name"
     LABELS_DIFFER = "labels_differ"
-    FLAT_LEAD = "flat_lead"
-    MISSING_SAMPLES = "missing_samples"
-    CLIPPED = "clipped"
-    OFF_SCALE = "off_scale"
-    NOISE = "noise"
-    BASELINE_WANDER = "baseline_wander"
-    WRONG_GAIN = "wrong_gain"
-    LIMB_LEAD_REVERSAL = "limb_lead_reversal"
-    INCONSISTENT_LIMB_LEADS = "inconsistent_limb_leads"
-    SHORT_DURATION = "short_duration"
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
     ECG_AFTER_MEASUREMENT = "ecg_after_measurement"
