@@ -25,7 +25,11 @@ from shared_model.terminal import progress_bar, run_cli
 
 NAME = "hemofed-client"
 app = typer.Typer(
-    name=NAME, help="HemoFed inside a hospital: ECGs in, a site store out.", no_args_is_help=True, add_completion=False
+    name=NAME,
+    help="HemoFed inside a hospital: ECGs in, a site store out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a traceback that is sent to somebody must not hold a patient id
 )
 
 

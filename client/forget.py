@@ -1,17 +1,18 @@
 """Take a patient out of a site store, and say what had been learned with them."""
 
-import shutil
+import json
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from client.lock import hold_lock
-from client.pseudonym import SPLIT_NAMES, patient_key
-from client.schema import INDEX_FILE, connect, damaged
+from client.pseudonym import KEY_FILE, SPLIT_NAMES, PatientKey, patient_key
+from client.schema import INDEX_FILE, check_key, connect, damaged
 from client.site import load_site
-from client.store_writer import end_of_rows, open_signals
+from client.store_writer import end_of_rows, open_signals, signal_key
 from client.uses import Use, uses_of
 from shared_model.errors import ExitCode, HemoFedError
 
@@ -40,8 +41,9 @@ def forget(site_dir: Path | str, patient_id: str, also_unknown: bool = False) ->
     """Remove a patient from the index and the signal file, and keep their records out from now on.
 
     Guarantee: when this returns, the patient's samples are overwritten in the signal file, their rows are deleted
-    (SQLite overwrites what it deletes) and caches made from them are gone; only the pseudonym stays, to turn later
-    records of the patient away. A process killed in between has the rest done by the next `forget` or `ingest`.
+    (SQLite overwrites what it deletes) and caches made from them are gone. What stays are the pseudonym, the runs that
+    had used them, and keyed hashes of their signals, to turn later records away, under another patient too. A process
+    killed in between has the rest done by the next `forget` or `ingest`.
     It does not hold for: backups and copies, a disk that keeps old blocks (a solid-state disk, a snapshot), records
     turned away before their patient was known, whose lines name the source file only, the source itself, and models.
 
@@ -50,61 +52,100 @@ def forget(site_dir: Path | str, patient_id: str, also_unknown: bool = False) ->
     """
     site_dir = Path(site_dir)
     load_site(site_dir)
-    if not (site_dir / INDEX_FILE).is_file():
-        raise HemoFedError(f"{site_dir}: no site store here; nothing is stored of anyone", ExitCode.BAD_SITE)
-    with hold_lock(site_dir):
-        patient = patient_key(site_dir).pseudonym(patient_id)
-        try:
-            with closing(connect(site_dir)) as connection:
-                outcome = _removed(connection, site_dir, patient, also_unknown)
-                with open_signals(site_dir, connection):  # overwrites the rows that are listed in `wipes`
-                    pass
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
-            raise damaged(site_dir, error) from None
-        shutil.rmtree(site_dir / "derived", ignore_errors=True)
+    if not (site_dir / INDEX_FILE).is_file() or not (site_dir / KEY_FILE).is_file():
+        raise HemoFedError(
+            f"{site_dir}: {INDEX_FILE} or {KEY_FILE} is not there, so nobody's records can be found; restore both "
+            "from a backup",
+            ExitCode.BAD_SITE,
+        )
+    try:
+        with hold_lock(site_dir), closing(connect(site_dir)) as connection:
+            key = patient_key(site_dir)
+            check_key(connection, key, site_dir)
+            outcome = _removed(connection, site_dir, key, patient_id, also_unknown)
+            with open_signals(site_dir, connection):  # overwrites the rows listed in `wipes`, and removes caches
+                pass
+            _empty_log(connection, site_dir)
+    except sqlite3.Error as error:
+        raise damaged(site_dir, error) from None
+    except OSError as error:
+        raise HemoFedError(
+            f"{error.filename or site_dir}: {error.strerror}; mend this and run the same command again",
+            ExitCode.BAD_SITE,
+        ) from None
     return outcome
 
 
-def _removed(connection: sqlite3.Connection, site_dir: Path, patient: str, also_unknown: bool) -> Forgotten:
+def _empty_log(connection: sqlite3.Connection, site_dir: Path) -> None:
+    """SQLite's write-ahead log still holds the pages as they were; a reader keeps it from being emptied."""
+    (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise HemoFedError(
+            f"{site_dir / INDEX_FILE}: the patient is removed, but another program is reading the index, and old pages "
+            "stay on the disk until it ends; close it and run the same command again",
+            ExitCode.BAD_SITE,
+        )
+
+
+def _removed(
+    connection: sqlite3.Connection, site_dir: Path, key: PatientKey, patient_id: str, also_unknown: bool
+) -> Forgotten:
     """Delete the patient's rows and list them for overwriting, in one transaction."""
+    patient = key.pseudonym(patient_id)
+
+    def ask(statement: str) -> list[tuple[Any, ...]]:
+        return connection.execute(statement, (patient,)).fetchall()
+
     connection.execute("BEGIN IMMEDIATE")
-    rows = connection.execute("SELECT row, split, record_id FROM records WHERE patient = ?", (patient,)).fetchall()
-    events = connection.execute("SELECT count(*) FROM events WHERE patient = ?", (patient,)).fetchone()[0]
-    known = rows or events or connection.execute("SELECT 1 FROM forgotten WHERE patient = ?", (patient,)).fetchone()
+    rows = ask("SELECT row, split, archive, record_id, content FROM records WHERE patient = ?")
+    events = len(ask("SELECT event FROM events WHERE patient = ?"))
+    before = ask("SELECT uses FROM forgotten WHERE patient = ?")
+    known = rows or events or before or any(ask(f"SELECT 1 FROM {table} WHERE patient = ?") for table in OF_A_PATIENT)
     if not known and not also_unknown:
         connection.execute("ROLLBACK")
         raise HemoFedError(
-            f"{site_dir}: no ECG and no label of this patient is stored; check the id, or keep later records out "
+            f"{site_dir}: no record and no label of this patient is stored; check the id, or keep later records out "
             "all the same with --also-unknown",
             ExitCode.NO_USABLE_PATIENTS,
         )
-    connection.execute("INSERT OR IGNORE INTO forgotten VALUES (?, ?)", (patient, _now()))
-    connection.execute("INSERT INTO wipes SELECT row FROM records WHERE patient = ?", (patient,))
-    connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_row', ?)", (str(end_of_rows(connection)),))
-    # Remarks on a table's row name the record, not the patient: they go by the record's source.
-    connection.execute(
-        "DELETE FROM remarks WHERE EXISTS (SELECT 1 FROM records WHERE records.patient = ? "
-        "AND records.archive = remarks.archive AND records.source = remarks.source)",
-        (patient,),
-    )
-    of_events = "(SELECT event FROM events WHERE patient = ?)"
-    for table in OF_A_ROW:
-        connection.execute(f"DELETE FROM {table} WHERE row IN (SELECT row FROM wipes)")
-    connection.execute(f"DELETE FROM record_events WHERE event IN {of_events}", (patient,))
-    connection.execute(f"DELETE FROM event_values WHERE event IN {of_events}", (patient,))
-    for table in OF_A_PATIENT:
-        connection.execute(f"DELETE FROM {table} WHERE patient = ?", (patient,))
+    earlier = [Use.model_validate(use) for use in json.loads(before[0][0])] if before else []
+    used = [use for use in uses_of(site_dir) if _touched(use, [(row, split) for row, split, *_ in rows])]
+    uses = tuple(dict.fromkeys([*earlier, *used]))
+    # Kept with the pseudonym: killed after the commit, the next run would find no rows to tell it by.
+    written = json.dumps([use.model_dump() for use in uses])
+    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?)", (patient, _now(), written))
+    signals = {(signal_key(key, content),) for *_, content in rows}
+    connection.executemany("INSERT OR IGNORE INTO forgotten_signals VALUES (?)", signals)
+    _delete(connection, patient)
     connection.execute("COMMIT")
-    uses = tuple(use for use in uses_of(site_dir) if _touched(use, [(row, split) for row, split, _ in rows]))
     states = (Path(LOCAL_STATE) / run_id for run_id in dict.fromkeys(use.run_id for use in uses))
     return Forgotten(
         ecgs=len(rows),
-        records=len({record_id for _, _, record_id in rows}),
+        records=len({(archive, record_id) for _, _, archive, record_id, _ in rows}),
         events=events,
         uses=uses,
         local_weights=tuple(str(state) for state in states if (site_dir / state).is_dir()),
     )
+
+
+def _delete(connection: sqlite3.Connection, patient: str) -> None:
+    """All rows of a patient, and of other records what names theirs; the places of their samples go to `wipes`."""
+    of_patient, of_events = (patient,), "(SELECT event FROM events WHERE patient = ?)"
+    connection.execute("INSERT INTO wipes SELECT row FROM records WHERE patient = ?", of_patient)
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_row', ?)", (str(end_of_rows(connection)),))
+    # A remark on a table's row is filed under the row ("ecg_id 17"), and a twin's reason names the first of the two.
+    for table, names_it in (
+        ("remarks", "source = r.source OR source LIKE '%_id ' || r.record_id OR detail LIKE r.record_id || ' %'"),
+        ("turned_away", "detail LIKE 'the same signal as ' || r.record_id || ';%'"),
+    ):
+        own = f"SELECT 1 FROM records r WHERE r.patient = ? AND r.archive = {table}.archive AND ({names_it})"
+        connection.execute(f"DELETE FROM {table} WHERE EXISTS ({own})", of_patient)
+    for table in OF_A_ROW:
+        connection.execute(f"DELETE FROM {table} WHERE row IN (SELECT row FROM wipes)")
+    for table in ("record_events", "event_values"):
+        connection.execute(f"DELETE FROM {table} WHERE event IN {of_events}", of_patient)
+    for table in OF_A_PATIENT:
+        connection.execute(f"DELETE FROM {table} WHERE patient = ?", of_patient)
 
 
 def _touched(use: Use, rows: list[tuple[int, int]]) -> bool:

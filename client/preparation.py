@@ -1,6 +1,5 @@
 """From a reading to what the store takes: read, cut to segments, hashed; in this process or in several, in order."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,8 +28,11 @@ class Prepared:
 
     record: EcgRecord
     segments: Segments
-    content: bytes
-    """SHA-256 of all segments."""
+
+    @property
+    def content(self) -> bytes:
+        """SHA-256 of the signal."""
+        return self.segments.content
 
     @property
     def source(self) -> str:
@@ -56,7 +58,7 @@ def _prepared(record: EcgRecord, policy: QualityPolicy) -> Prepared | TurnedAway
         segments = cut_segments(record, policy)
     except Unusable as unusable:
         return TurnedAway(record.source, unusable.reason, unusable.detail, record.patient_id)
-    return Prepared(record, segments, hashlib.sha256(segments.steps.data).digest())
+    return Prepared(record, segments)
 
 
 def workers_for(count: int, wanted: int | None) -> int:

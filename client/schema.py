@@ -3,10 +3,12 @@
 import sqlite3
 from pathlib import Path
 
+from client.pseudonym import KEY_FILE, PatientKey
 from shared_model.errors import ExitCode, HemoFedError
 
 SCHEMA_VERSION = 2
 INDEX_FILE = "index.sqlite"
+KEY_MARK = "hemofed: the mark of a key"  # its pseudonym stands for the key itself
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -63,7 +65,13 @@ CREATE TABLE event_values (
     PRIMARY KEY (event, name)) WITHOUT ROWID;
 CREATE TABLE record_events (
     row INTEGER PRIMARY KEY REFERENCES records (row), event INTEGER NOT NULL REFERENCES events (event));
-CREATE TABLE forgotten (patient TEXT PRIMARY KEY, forgotten_at TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE forgotten (
+    patient TEXT PRIMARY KEY, forgotten_at TEXT NOT NULL,
+    uses TEXT NOT NULL                  -- JSON: runs that had used the patient's ECGs
+    ) WITHOUT ROWID;
+CREATE TABLE forgotten_signals (
+    signal TEXT PRIMARY KEY             -- keyed hash of a forgotten ECG's content
+    ) WITHOUT ROWID;
 CREATE TABLE wipes (row INTEGER PRIMARY KEY);
 """
 
@@ -87,6 +95,7 @@ def connect(site_dir: Path) -> sqlite3.Connection:
         HemoFedError: the file is not an index, or of a later release.
     """
     path = site_dir / INDEX_FILE
+    path.touch(mode=0o600)  # it names files, and SQLite would make it readable for others
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -140,6 +149,24 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     if version != str(SCHEMA_VERSION):
         raise HemoFedError(
             f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}; use the release that made it",
+            ExitCode.BAD_SITE,
+        )
+
+
+def check_key(connection: sqlite3.Connection, key: PatientKey, site_dir: Path) -> None:
+    """Note at first use which key the pseudonyms are made with.
+
+    Guarantee: with another key a patient would have another pseudonym, be in two splits, and be forgotten no more;
+    so a store refuses every key but its own.
+
+    Raises:
+        HemoFedError: the store was made with another key.
+    """
+    mark = key.pseudonym(KEY_MARK)
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('patient_key', ?)", (mark,))
+    if connection.execute("SELECT value FROM meta WHERE key = 'patient_key'").fetchone()[0] != mark:
+        raise HemoFedError(
+            f"{site_dir / KEY_FILE}: not the key that this store was made with; restore it from a backup",
             ExitCode.BAD_SITE,
         )
 

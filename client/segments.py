@@ -1,5 +1,6 @@
 """From a source record to 10 s segments of the signal contract, or a reason why not."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from client.quality_policy import Finding, Quality, QualityPolicy, apply_policy
 from client.records.record import EcgRecord, Reason, Unusable
+from client.records.wfdb_header import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from client.signal_quality import assess
 from shared_model.leads import (
     DURATION_S,
@@ -49,8 +51,10 @@ class Segments:
     """What was found in some segment, and in which leads."""
     masked: tuple[str, ...]
     """Leads masked in some segment."""
-    left_out: int
-    """Segments that did not pass while others did."""
+    left_out: tuple[str, ...]
+    """Why segments did not pass while others did."""
+    content: bytes
+    """SHA-256 of the whole signal as it was before any lead was masked, so that the site's policy has no part in it."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,15 @@ def cut_segments(record: EcgRecord, policy: QualityPolicy = QualityPolicy()) -> 
     many leads it asks for.
 
     Raises:
-        Unusable: shorter than 5 s, or no segment has a lead that is neither flat nor mostly missing, or passes.
+        Unusable: shorter than 5 s, or no segment has a lead that is neither flat nor mostly missing, or passes, or
+            the gain of one is wrong.
     """
+    if not LOWEST_RATE_HZ <= record.sampling_rate_hz <= HIGHEST_RATE_HZ:
+        raise Unusable(Reason.NO_SAMPLING_RATE, f"{record.sampling_rate_hz:g} Hz is no rate of an ECG; export it again")
+    if record.signal_mv.ndim != 2 or len(record.signal_mv) != len(record.lead_names):
+        shape = "x".join(map(str, record.signal_mv.shape))
+        detail = f"a signal of shape {shape} for {len(record.lead_names)} leads; export it again"
+        raise Unusable(Reason.UNREADABLE, detail)
     duration_s = record.signal_mv.shape[1] / record.sampling_rate_hz
     if duration_s < SHORTEST_S:
         raise Unusable(
@@ -85,21 +96,26 @@ def cut_segments(record: EcgRecord, policy: QualityPolicy = QualityPolicy()) -> 
         signal = arrange(signal, record.lead_names)
         absent = np.array([lead not in record.lead_names for lead in LEADS])
     kept: list[Segment] = []
+    content = hashlib.sha256()
     faults: list[Unusable] = []
     for start in range(0, min(signal.shape[1], MOST_SEGMENTS * SAMPLES), SAMPLES):
         piece = np.ascontiguousarray(signal[:, start : start + SAMPLES])
         if piece.shape[1] < SHORTEST_S * SAMPLING_RATE_HZ:
             break
+        steps = to_steps(piece)
+        content.update(steps.data)
         try:
-            kept.append(_segment(start / SAMPLING_RATE_HZ, piece, absent, policy))
+            kept.append(_segment(start / SAMPLING_RATE_HZ, piece, steps, absent, policy))
         except Unusable as unusable:
             faults.append(unusable)
+            if unusable.reason == Reason.WRONG_GAIN:  # what is wrong in one piece is wrong in all of them
+                raise
     if not kept:
         raise faults[0]
-    return _joined(kept, len(faults))
+    return _joined(kept, tuple(fault.reason for fault in faults), content.digest())
 
 
-def _joined(kept: Sequence[Segment], left_out: int) -> Segments:
+def _joined(kept: Sequence[Segment], left_out: tuple[str, ...], content: bytes) -> Segments:
     leads_of: dict[Finding, set[str]] = {}
     for segment in kept:
         for finding, leads in segment.quality.findings.items():
@@ -113,6 +129,7 @@ def _joined(kept: Sequence[Segment], left_out: int) -> Segments:
         findings={finding: tuple(lead for lead in LEADS if lead in leads) for finding, leads in leads_of.items()},
         masked=tuple(lead for lead in LEADS if lead in masked),
         left_out=left_out,
+        content=content,
     )
 
 
@@ -124,9 +141,14 @@ def lead_mask(steps: NDArray[np.int16]) -> int:
     return int(present @ (1 << np.arange(len(LEADS))))
 
 
-def _segment(start_s: float, piece: NDArray[np.float32], absent: NDArray[np.bool_], policy: QualityPolicy) -> Segment:
+def _segment(
+    start_s: float,
+    piece: NDArray[np.float32],
+    steps: NDArray[np.int16],
+    absent: NDArray[np.bool_],
+    policy: QualityPolicy,
+) -> Segment:
     """One piece judged, with leads masked and limb leads derived; raises Unusable if nothing is left."""
-    steps = to_steps(piece)
     constant = _constant_leads(steps, piece)
     quality = assess(steps, ~absent)
     masked = {*constant, *apply_policy(policy, quality)}

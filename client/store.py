@@ -21,6 +21,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, SAMPLES
 
 SIGNAL_FILE = "signals.i16"
+DERIVED_FOLDER = "derived"
 ROW_SHAPE = (len(LEADS), SAMPLES)
 ROW_BYTES = len(LEADS) * SAMPLES * 2
 DERIVED_CHUNK = 256
@@ -130,7 +131,7 @@ class Store:
         """
         total, tables = int(self._starts[-1]), []
         for folder, start in zip(self._folders, self._starts.tolist(), strict=False):
-            path = folder.site_dir / "derived" / f"{name}-{width}-{folder.content_digest}.npy"
+            path = folder.site_dir / DERIVED_FOLDER / f"{name}-{width}-{folder.content_digest}.npy"
             if not path.exists():
                 _write_derived(path, folder, width, compute, start, total, progress)
             tables.append(np.load(path, mmap_mode="r"))

@@ -7,6 +7,7 @@ index of whole signals only; the next ingest cuts the signal file back to the in
 import json
 import math
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from client.preparation import Outcome, Prepared
 from client.pseudonym import PatientKey
 from client.quality_policy import Finding, explain
 from client.records.record import EcgRecord, Noticed, Reason, Remark, TurnedAway
-from client.store import ROW_BYTES, SIGNAL_FILE
+from client.store import DERIVED_FOLDER, ROW_BYTES, SIGNAL_FILE
 from shared_model.errors import ExitCode, HemoFedError
 
 CHUNK_ROWS = 1024
@@ -49,7 +50,7 @@ def open_signals(site_dir: Path, connection: sqlite3.Connection) -> Iterator[Bin
         )
     with path.open("r+b") as file:
         file.truncate(end * ROW_BYTES)
-        wipe_forgotten(file, connection)
+        wipe_forgotten(site_dir, file, connection)
         file.seek(0, os.SEEK_END)
         yield file
 
@@ -61,9 +62,11 @@ def end_of_rows(connection: sqlite3.Connection) -> int:
     return max(int(in_use), int(once[0]) if once else 0)
 
 
-def wipe_forgotten(file: BinaryIO, connection: sqlite3.Connection) -> None:
+def wipe_forgotten(site_dir: Path, file: BinaryIO, connection: sqlite3.Connection) -> None:
     """Overwrite the samples of forgotten patients' rows, on the disk, before they are struck off the list."""
     rows = [row for (row,) in connection.execute("SELECT row FROM wipes ORDER BY row")]
+    if rows and (site_dir / DERIVED_FOLDER).exists():
+        shutil.rmtree(site_dir / DERIVED_FOLDER)  # caches made of the same samples
     for row in rows:
         file.seek(row * ROW_BYTES)
         file.write(WIPED_ROW)
@@ -93,6 +96,7 @@ class StoreWriter:
         self._archive, self._ingest = _begin(connection, source, format_name, where)
         self._next_row = end_of_rows(connection)
         self._forgotten = {patient for (patient,) in connection.execute("SELECT patient FROM forgotten")}
+        self._forgotten_signals = {signal for (signal,) in connection.execute("SELECT signal FROM forgotten_signals")}
         self._had_turned_away = bool(
             connection.execute("SELECT 1 FROM turned_away WHERE archive = ? LIMIT 1", (self._archive,)).fetchone()
         )
@@ -107,9 +111,12 @@ class StoreWriter:
             for outcome in outcomes
             if not isinstance(outcome, Remark) and outcome.patient_id
         }
+        forgotten = {source for source, patient in patients.items() if patient in self._forgotten}
+        if self._forgotten_signals:  # the same ECG may be filed under another patient too
+            forgotten |= {outcome.source for outcome in outcomes if self._was_forgotten(outcome)}
         for outcome in outcomes:
             patient = patients.get(outcome.source)
-            if patient in self._forgotten:
+            if outcome.source in forgotten:
                 if not isinstance(outcome, Remark):  # counted only: a line would name the file again
                     self._count.turned_away[Reason.FORGOTTEN.value] += 1
             elif isinstance(outcome, TurnedAway):
@@ -117,10 +124,13 @@ class StoreWriter:
             elif isinstance(outcome, Remark):
                 self._remark(outcome.source, outcome.noticed, outcome.detail, patient)
             else:
-                self._add_record(outcome, patients[outcome.source])
+                self._add_record(outcome, patient or self._key.pseudonym(f"record:{outcome.record.record_id}"))
         if self._rows_in_chunk >= CHUNK_ROWS:
             self._commit()
             self._connection.execute("BEGIN IMMEDIATE")
+
+    def _was_forgotten(self, outcome: Outcome) -> bool:
+        return isinstance(outcome, Prepared) and signal_key(self._key, outcome.content) in self._forgotten_signals
 
     def finish(self, site_dir: Path) -> IngestSummary:
         """Commit the last chunk, join what was measured to it, mark the ingest as finished, and sum up."""
@@ -135,7 +145,7 @@ class StoreWriter:
         for finding, leads in segments.findings.items():
             self._remark(record.source, finding, _told(finding, leads, segments.masked), patient)
         if segments.left_out:
-            detail = f"{segments.left_out} of its 10 s segments did not pass"
+            detail = f"{len(segments.left_out)} of its 10 s segments did not pass: {', '.join(segments.left_out)}"
             self._remark(record.source, Noticed.SEGMENTS_LEFT_OUT, detail, patient)
         if (remark := late_label(record)) is not None:
             self._remark(remark.source, remark.noticed, remark.detail, patient)
@@ -144,12 +154,12 @@ class StoreWriter:
             (self._archive, record.record_id),
         ).fetchone()
         twin = self._connection.execute(
-            "SELECT record_id, row FROM records WHERE content = ? ORDER BY row LIMIT 1", (content,)
+            "SELECT record_id, row, patient FROM records WHERE content = ? ORDER BY row LIMIT 1", (content,)
         ).fetchone()
         if stored is not None and stored[0] != content:
             detail = "its signal differs from the stored one; to take the new one, ingest into a new site folder"
             self._turn_away(record.source, Reason.CHANGED, detail, patient)
-        elif stored is not None or (twin is not None and twin[0] == record.record_id):
+        elif stored is not None or (twin is not None and (twin[0], twin[2]) == (record.record_id, patient)):
             self._already_there(record, stored[1] if stored is not None else twin[1], patient)
         elif twin is not None:
             detail = f"the same signal as {twin[0]}; remove one of the two"
@@ -159,7 +169,17 @@ class StoreWriter:
             self._append(prepared, patient)
 
     def _already_there(self, record: EcgRecord, row: int, patient: str) -> None:
+        columns = "patient, recorded_at, age_years, sex, race"
+        stored = self._connection.execute(f"SELECT {columns} FROM records WHERE row = ?", (row,)).fetchone()
+        if stored[0] != patient:
+            detail = "its patient differs from the stored one's; ingest everything into a new site folder, or one "
+            detail += "patient may be in two splits"
+            self._turn_away(record.source, Reason.CHANGED, detail, patient)
+            return
         self._count.already_stored += 1
+        if stored[1:] != (_or_null(record.recorded_at), _or_null(record.age_years), record.sex, record.race):
+            detail = "its time, age, sex or race differ from the stored ones, which stay"
+            self._remark(record.source, Noticed.DETAILS_DIFFER, detail, patient)
         labels = dict(self._connection.execute("SELECT name, value FROM labels WHERE row = ?", (row,)))
         if labels != dict(record.labels):
             detail = "its labels differ from the stored ones; to take the new ones, ingest into a new site folder"
@@ -243,6 +263,11 @@ def _told(finding: Finding, leads: tuple[str, ...], masked: tuple[str, ...]) -> 
     explained = explain(finding, leads).removeprefix(f"{finding}: ").removeprefix(f"{finding} ")
     hidden = [lead for lead in leads if lead in masked]
     return f"{explained}; masked: {', '.join(hidden)}" if hidden else explained
+
+
+def signal_key(key: PatientKey, content: bytes) -> str:
+    """What is kept of a forgotten ECG: nobody without the key can tell whether it is of a given signal."""
+    return key.pseudonym(f"signal:{content.hex()}")
 
 
 def _or_null(value: float) -> float | None:

@@ -13,7 +13,9 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.terminal import run_cli
 
 NAME = "hemofed-server"
-app = typer.Typer(name=NAME, no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    name=NAME, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__
+)
 
 
 @app.callback()

@@ -19,7 +19,9 @@ from simulation.table import print_table
 
 NAME = "hemofed-sim"
 CORES = len(os.sched_getaffinity(0))
-app = typer.Typer(name=NAME, no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    name=NAME, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__
+)
 
 
 @app.callback()

@@ -73,7 +73,7 @@ def test_nothing_of_the_patient_is_left_and_the_others_are_as_they_were(source: 
     for name in (b"r0.hea", b"r2.hea", b"short-of-ann"):
         assert name not in all_text(site_dir)
     with closing(sqlite3.connect(site_dir / INDEX_FILE)) as connection:
-        assert connection.execute("SELECT patient FROM forgotten").fetchall() == [(pseudonym,)]
+        assert connection.execute("SELECT patient, uses FROM forgotten").fetchall() == [(pseudonym, "[]")]
         assert connection.execute("SELECT count(*) FROM wipes").fetchone() == (0,)
 
 
@@ -180,5 +180,87 @@ def test_without_a_store_or_beside_an_ingest_it_stops(source: Path, tmp_path: Pa
     assert len(ended.stderr.splitlines()) == 1
     ingest(source, tmp_path / "site")
     (tmp_path / "site" / INDEX_FILE).unlink()
-    with pytest.raises(HemoFedError, match="no site store"):
+    with pytest.raises(HemoFedError, match="restore both"):
         forget(tmp_path / "site", "ann")
+
+
+def test_the_same_signal_does_not_come_back_under_another_patient(tmp_path: Path) -> None:
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    for patient in ("ann", "bob"):
+        write_record(source, f"of-{patient}", ecg_steps(seed=7), comments=[f"patient_id: {patient}"])
+    assert ingest(source, site_dir).turned_away == {"duplicate": 1}
+    forget(site_dir, "ann")
+    assert b"of-ann" not in all_text(site_dir)  # neither its own rows nor its twin's reason
+    assert ingest(source, site_dir).turned_away == {"forgotten": 2}
+    assert b"of-bob" not in all_text(site_dir)
+
+
+def test_a_patient_of_whom_all_was_turned_away_can_be_forgotten(tmp_path: Path) -> None:
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    write_record(source, "good", ecg_steps(seed=1), comments=["patient_id: bob"])
+    write_record(source, "flat", np.zeros((12, 5000), np.int16), comments=["patient_id: ann"])
+    ingest(source, site_dir)
+    assert b"flat.hea" in all_text(site_dir)
+    assert forget(site_dir, "ann").ecgs == 0
+    assert b"flat.hea" not in all_text(site_dir)
+
+
+def test_a_reader_of_the_index_is_told_of(source: Path, tmp_path: Path) -> None:
+    site_dir = tmp_path / "site"
+    ingest(source, site_dir)
+    with closing(sqlite3.connect(site_dir / INDEX_FILE)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM records").fetchone()
+        with pytest.raises(HemoFedError, match="another program is reading"):
+            forget(site_dir, "ann")
+    assert forget(site_dir, "ann").ecgs == 0
+    assert b"r0.hea" not in all_text(site_dir)
+
+
+def test_killed_after_the_commit_the_runs_are_still_known(source: Path, tmp_path: Path) -> None:
+    site_dir = tmp_path / "site"
+    ingest(source, site_dir)
+    store = open_store(site_dir)
+    store.derived("mean", 1, lambda steps: steps[:, 0, :1].astype(np.float32))
+    for split in ("train", "validation", "test"):
+        note_use(site_dir, store, "ab" * 8, "demo", "pretrain", split)
+    script = "import os, sys, client.forget as f\nf.open_signals = lambda *_: os._exit(9)\nf.forget(sys.argv[1], 'ann')"
+    assert subprocess.run([sys.executable, "-c", script, str(site_dir)]).returncode == 9
+    assert (site_dir / "derived").exists()
+    assert [use.run_id for use in forget(site_dir, "ann").uses] == ["ab" * 8]
+    assert not (site_dir / "derived").exists()
+
+
+def test_a_lost_or_foreign_key_is_never_replaced(source: Path, tmp_path: Path) -> None:
+    """With another key a forgotten patient would be a stranger, and a known one would change sides."""
+    site_dir = tmp_path / "site"
+    ingest(source, site_dir)
+    forget(site_dir, "ann")
+    key = site_dir / "patient.key"
+    kept = key.read_text()
+    key.unlink()
+    for again in (lambda: ingest(source, site_dir), lambda: forget(site_dir, "bob")):
+        with pytest.raises(HemoFedError, match="restore"):
+            again()
+        assert not key.exists()
+    key.write_text("11" * 32)
+    key.chmod(0o600)
+    for again in (lambda: ingest(source, site_dir), lambda: forget(site_dir, "bob")):
+        with pytest.raises(HemoFedError, match="not the key that this store was made with"):
+            again()
+    key.write_text(kept)
+    assert ingest(source, site_dir).turned_away == {"forgotten": 3}
+
+
+def test_a_traceback_holds_no_patient_id(source: Path, tmp_path: Path) -> None:
+    ingest(source, tmp_path / "site")
+    script = (
+        "import sys, client.cli as c\n"
+        "def broken(*_): raise RuntimeError('a fault of the program')\n"
+        "c.forget_patient = broken\n"
+        "sys.argv = ['hemofed-client', 'forget', 'SECRETPAT1', '--site-dir', sys.argv[1]]\n"
+        "c.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "site")], capture_output=True, text=True)
+    assert "a fault of the program" in ended.stderr
+    assert "SECRETPAT1" not in ended.stderr

@@ -16,6 +16,7 @@ import pytest
 from client.cli import main
 from client.ingest import ingest
 from client.lock import LOCK_FILE
+from client.records.options import ReaderOptions
 from client.schema import INDEX_FILE
 from client.site import load_site
 from client.store import ROW_BYTES, SIGNAL_FILE, open_store
@@ -169,6 +170,44 @@ def test_duplicates_are_found_under_another_patient(tmp_path: Path) -> None:
     summary = ingest(tmp_path / "source", tmp_path / "site")
     assert summary.duplicates == [["a", "b", "c"]]
     assert (summary.stored, summary.turned_away) == (2, {"duplicate": 2})
+
+
+def test_a_corrected_patient_is_refused_loudly(tmp_path: Path) -> None:
+    """The stored ECG's split hangs on its patient: another one may be in another split."""
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    write_record(source, "a", ecg_steps(seed=1), comments=["patient_id: 1"])
+    ingest(source, site_dir)
+    (source / "labels.csv").write_text("record,patient_id,age_years\na,1,50\n")
+    summary = ingest(source, site_dir)
+    assert (summary.already_stored, summary.noticed) == (1, {"details_differ": 1})
+    (source / "labels.csv").write_text("record,patient_id\na,2\n")
+    summary = ingest(source, site_dir)
+    assert summary.turned_away == {"changed": 1}
+    assert "its patient differs" in summary.examples[0]
+
+
+def test_a_twin_of_the_same_name_in_another_archive_is_a_duplicate(tmp_path: Path) -> None:
+    for archive, patient in (("x", 1), ("y", 2)):
+        write_record(tmp_path / archive, "a", ecg_steps(seed=1), comments=[f"patient_id: {patient}"])
+    ingest(tmp_path / "x", tmp_path / "site")
+    summary = ingest(tmp_path / "y", tmp_path / "site")
+    assert (summary.turned_away, summary.duplicates) == ({"duplicate": 1}, [["a", "a"]])
+
+
+def test_another_quality_policy_does_not_make_records_changed(tmp_path: Path) -> None:
+    source, site_dir = tmp_path / "source", tmp_path / "site"
+    steps = ecg_steps(seed=1)
+    steps[7, :2500] = 0
+    write_record(source, "a", steps, comments=["patient_id: 1"])
+    ingest(source, site_dir)
+    settings = site_dir / "site.toml"
+    settings.write_text(settings.read_text().replace('flat_lead = "mask"', 'flat_lead = "accept"'))
+    assert ingest(source, site_dir).already_stored == 1
+
+
+def test_a_patient_is_no_condition(tmp_path: Path) -> None:
+    with pytest.raises(HemoFedError, match="no patient id"):
+        ReaderOptions(where=("patient_id=17",))
 
 
 def test_a_mended_record_leaves_the_turned_away_table(tmp_path: Path) -> None:

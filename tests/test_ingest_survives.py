@@ -218,7 +218,15 @@ def test_a_folder_that_may_not_be_used_is_one_clear_error(open_folder: Path, clo
 def version_1(site_dir: Path) -> None:
     """Turn a store into one that the first release would have left."""
     with closing(sqlite3.connect(site_dir / INDEX_FILE, isolation_level=None)) as connection:
-        for table in ("wipes", "forgotten", "record_events", "event_values", "events", "measurements"):
+        for table in (
+            "wipes",
+            "forgotten",
+            "forgotten_signals",
+            "record_events",
+            "event_values",
+            "events",
+            "measurements",
+        ):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("DROP INDEX records_patient")
         for column in ("records.device", "records.quality", "turned_away.patient", "remarks.patient"):

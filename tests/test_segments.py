@@ -108,7 +108,7 @@ def test_a_bad_segment_costs_only_itself() -> None:
     signal[:, 2500:5000] = 0.0
     cut = cut_segments(record(signal))
     assert cut.starts_s == (0.0, 20.0)
-    assert cut.left_out == 1
+    assert cut.left_out == ("all_leads_flat",)
 
 
 def test_lead_mask_has_one_bit_a_lead() -> None:
@@ -146,3 +146,20 @@ def test_every_segment_has_its_score_and_findings_are_gathered() -> None:
     assert cut.qualities[1] < min(cut.qualities[0], cut.qualities[2]) <= 1
     assert cut.findings[Finding.FLAT_LEAD] == ("V2",)
     assert cut.lead_masks[0] == 0b1111_1111_1111 != cut.lead_masks[1]
+
+
+def test_a_wrong_gain_in_one_piece_turns_the_record_away() -> None:
+    signal = ecg_mv(30)
+    signal[:, 2500:5000] *= 8
+    with pytest.raises(Unusable) as caught:
+        cut_segments(record(signal))
+    assert caught.value.reason == Reason.WRONG_GAIN
+    assert len(cut_segments(record(ecg_mv(30))).steps) == 3
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, float("nan"), 1e9])
+def test_an_impossible_rate_or_shape_is_one_reason(rate_hz: float) -> None:
+    with pytest.raises(Unusable):
+        cut_segments(record(ecg_mv(10), rate_hz=rate_hz))
+    with pytest.raises(Unusable):
+        cut_segments(record(ecg_mv(10), lead_names=LEADS[:3]))

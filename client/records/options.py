@@ -9,6 +9,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, canonical_lead, millivolt_per_unit
 
 AXES = ("lead-time", "time-lead")
+PATIENT_COLUMNS = ("patient_id", "subject_id")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class ReaderOptions:
         rate_hz = self.sampling_rate_hz
         if rate_hz is not None and not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
             raise _wrong("--sampling-rate-hz", f"{rate_hz:g}", f"an ECG has {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz")
+        for condition in self.where:
+            if condition.partition("=")[0].strip().lower() in PATIENT_COLUMNS:
+                detail = "the index keeps conditions as they are, and it must hold no patient id; use another column"
+                raise _wrong("--where", condition.partition("=")[0], detail)
         if self.unit and millivolt_per_unit(self.unit) is None:
             raise _wrong("--unit", self.unit, "use mV, uV or V")
         if self.axis and self.axis not in AXES:

@@ -67,6 +67,7 @@ class Noticed(StrEnum):
     UNREADABLE_CODES = "unreadable_codes"
     PATIENT_FROM_RECORD_NAME = "patient_from_record_name"
     LABELS_DIFFER = "labels_differ"
+    DETAILS_DIFFER = "details_differ"
     SEGMENTS_LEFT_OUT = "segments_left_out"
     NO_WEDGE_INTERVAL = "no_wedge_interval"
     ECG_AFTER_MEASUREMENT = "ecg_after_measurement"
