@@ -56,7 +56,7 @@ def make_store(folder: Path, patients: int, seed: int = 0, minimum_cell: int = 1
         connection.execute("INSERT INTO events VALUES (1, 'a', 1.0, 'x'), (2, 'a', 2.0, 'x'), (3, 'b', 2.0, 'x')")
         connection.execute("INSERT INTO event_values VALUES (1, 'pcwp', 9), (1, 'co', 4), (2, 'pcwp', 12)")
         connection.execute("INSERT INTO record_events VALUES (0, 1)")
-        connection.execute("INSERT INTO forgotten VALUES ('f', '2025')")
+        connection.execute("INSERT INTO forgotten VALUES ('f', '2025', '[]')")
         (rows,) = connection.execute("SELECT count(*) FROM records").fetchone()
         connection.execute("COMMIT")
     with (folder / SIGNAL_FILE).open("wb") as file:

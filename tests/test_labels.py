@@ -153,7 +153,7 @@ def test_the_index_has_pseudonyms_only_and_forgotten_patients_stay_away(tmp_path
     site_dir = make_site(tmp_path)
     key = patient_key(site_dir)
     with closing(connect(site_dir)) as connection:
-        connection.execute("INSERT INTO forgotten VALUES (?, '2024-06-01')", (key.pseudonym("secret-7"),))
+        connection.execute("INSERT INTO forgotten VALUES (?, '2024-06-01', '[]')", (key.pseudonym("secret-7"),))
     text = CATH.replace("E,", "secret-8,") + "secret-7,2024-05-01T10:00,15,\n"
     report = label_site(site_dir, write_cath(tmp_path, text))
     assert report.imported is not None
