@@ -70,7 +70,8 @@ def test_the_ranges_of_labels_csv_are_those_of_event_tables(tmp_path: Path, colu
     labels, remarks = labels_of(tmp_path / "labels.csv", f"record,{column}\n{rows}")
     assert [bool(labels[f"r{place}"]) for place in range(len(values))] == [cells.plausible(0, v) for v in values]
     assert {remark.noticed for remark in remarks} == {Noticed.ABSURD_LABEL}
-    assert not labels["r0"] and not labels["r15"]
+    assert not labels["r0"]
+    assert not labels["r15"]
     stored = np.array([value for row in labels.values() for value in row.values()], np.float32)
     assert np.isfinite(stored).all()
 
@@ -102,7 +103,6 @@ def test_spellings_of_an_id_are_one_patient(patient_id: str, invisible: str, bla
     assert KEY.pseudonym(spelled) == KEY.pseudonym(patient_id)
     assert KEY.split(spelled) == KEY.split(patient_id)
     plain = plain_patient_id(patient_id)
-    # Once is enough, but for text such as 17.0.0, of which nothing is taken.
     assert plain_patient_id(plain) == plain
 
 
@@ -129,13 +129,11 @@ def make_site(folder: Path, labels: str) -> Path:
 
 
 def test_tables_and_forget_find_a_patient_however_spelled(tmp_path: Path) -> None:
-    times = "2024-05-01T09:00"
-    site_dir = make_site(
-        tmp_path, f"record,patient_id,recorded_at\nr0,17,{times}\nr1,17.0,{times}\nr2,Zo\u00eb,{times}\n"
-    )
+    records = "".join(f"r{place},{who},2024-05-01T09:00\n" for place, who in enumerate(("17", "17.0", "Zo\u00eb")))
+    site_dir = make_site(tmp_path, f"record,patient_id,recorded_at\n{records}")
     assert len(open_store(site_dir).index.patient_keys) == 2
     table = tmp_path / "cath.csv"
-    rows = "17.0,2024-05-01T10:00,20\n17,2024-05-01T10:00,20\n\u200bZoe\u0308,2024-05-01T10:00,9\n\u200b,2024-05-01T10:00,9\n"
+    rows = "".join(f"{who},2024-05-01T10:00,20\n" for who in ("17.0", "17", "\u200bZoe\u0308", "\u200b"))
     table.write_text(f"patient_id,measured_at,mpcwp_mmhg\n{rows}", encoding="utf-8")
     report = label_site(site_dir, table)
     assert report.imported is not None
