@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from client.card import DataCard
 from client.card_labels import ANY_ECG, LabelCard, target_name
+from client.plain_text import shown
 from client.pseudonym import SPLIT_NAMES, TEST
 from client.spread import Histogram, Spread
 from shared_model.subgroups import ALL
@@ -55,7 +55,7 @@ def label_table(card: DataCard) -> Table:
     table.add_row("any ECG", f"{card.ecgs:,}", f"{card.patients:,}", tested, "", "", withheld_text(card, [ANY_ECG]))
     for name, label in list(card.labels.items())[:MOST_LINES]:
         table.add_row(
-            escape(name),
+            shown(name),
             f"{label.ecgs:,}",
             f"{label.patients:,}",
             f"{label.patients_by_split[SPLIT_NAMES[TEST]]:,}",
@@ -96,7 +96,7 @@ def section(title: str, rows: list[tuple[str, str]]) -> Table | None:
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column(justify="right", no_wrap=True)
     for name, figure in rows:
-        table.add_row(escape(name), figure)
+        table.add_row(shown(name), figure)
     return table
 
 

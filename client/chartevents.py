@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from client.event_table import WEDGE, Cells, Dropped, Measured, number
+from client.event_table import Cells, Dropped, Measured, number
 from client.label_join import HOUR_S, NONE, Moments, nearest
+from client.records.plausible import WEDGE
 from client.records.tables import plain_id
 
 RECOGNISED_BY = ("itemid", "charttime", "valuenum")

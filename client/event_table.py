@@ -15,21 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.label_join import Moments, nearest
+from client.pseudonym import plain_patient_id
+from client.records.plausible import PA_MEAN, WEDGE, plausible_range
 from client.records.record import unix_seconds
 
-WEDGE, PA_MEAN = "mpcwp_mmhg", "mpap_mmhg"
-RANGES = {
-    WEDGE: (1.0, 60.0),
-    PA_MEAN: (3.0, 100.0),
-    "pasp_mmhg": (5.0, 150.0),
-    "padp_mmhg": (1.0, 100.0),
-    "cvp_mmhg": (0.0, 40.0),
-    "mrap_mmhg": (-10.0, 50.0),
-    **dict.fromkeys(("co_l_min", "co_fick_l_min", "co_thermodilution_l_min", "co_continuous_l_min"), (0.5, 20.0)),
-}
-"""What a value must lie within, both ends included. 0 and 999 in a chart mean "not measured"."""
-ANY_NUMBER = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
-"""The range of any other label."""
 WEDGE_ABOVE_PA_MEAN_MMHG = 2.0
 """Blood flows from the pulmonary artery to the wedge position: more than reading error above it is a misreading."""
 
@@ -88,7 +77,7 @@ class Cells:
 
     def plausible(self, label: int, value: float) -> bool:
         """Whether a value is within the range of its label."""
-        low, high = RANGES.get(self.labels[label], ANY_NUMBER)
+        low, high = plausible_range(self.labels[label])
         return low <= value <= high
 
     def keep(self, patient: int, at: float, label: int, value: float) -> None:
@@ -104,6 +93,7 @@ class Cells:
             at = unix_seconds(time)
         except (ValueError, OverflowError):
             at = math.nan
+        patient_id = plain_patient_id(patient_id)
         if not patient_id:
             self.dropped[Dropped.NO_PATIENT] += 1
         elif math.isnan(at):

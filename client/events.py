@@ -99,7 +99,7 @@ def _read_own(columns: Sequence[str], rows: Iterator[list[str]]) -> Cells:
         cells.rows += 1
         if len(row) != len(columns):
             cells.dropped[Dropped.ROW_LENGTH] += 1
-        elif (place := cells.who_and_when(row[patient_at].strip(), row[time_at])) is not None:
+        elif (place := cells.who_and_when(row[patient_at], row[time_at])) is not None:
             for label, text in enumerate(row[at].strip() for at in label_at):
                 if text.lower() in EMPTY:
                     continue

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.card_labels import LabelTable
-from client.pseudonym import patient_key
+from client.pseudonym import read_patient_key
 from client.records import READERS, open_archive
 from client.records.options import ReaderOptions
 from client.records.record import UNKNOWN, Archive, EcgRecord, Reading, TurnedAway
@@ -136,14 +136,14 @@ def refused_ecgs(site_dir: Path, connection: sqlite3.Connection, refused: Sequen
     """The records as their source has them now; what cannot be read has no signal, and a remark that says why.
 
     Guarantee: no ECG of a patient who was forgotten is drawn, also where the record was turned away before its
-    patient was known.
+    patient was known; so HemoFedError is raised where the patient key is gone and somebody was forgotten.
     """
     found: dict[Refused, EcgRecord | str] = {}
     for opened in dict.fromkeys((each.archive, each.format, each.selection) for each in refused):
         wanted = {each.source: each for each in refused if (each.archive, each.format, each.selection) == opened}
         found |= {wanted[source]: what for source, what in read_again(*opened, wanted=list(wanted)).items()}
     forgotten = {patient for (patient,) in connection.execute("SELECT patient FROM forgotten")}
-    key = patient_key(site_dir) if forgotten else None
+    key = read_patient_key(site_dir) if forgotten else None
     for each, record in found.items():
         if key is not None and isinstance(record, EcgRecord) and key.pseudonym(record.patient_id) in forgotten:
             found[each] = "its patient was forgotten"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from client.label_join import JoinSettings, Side
@@ -23,7 +22,8 @@ from client.label_summary import (
 )
 from client.labels import ImportCounts, import_events, join, read_timeline, settings_of, settle, transaction
 from client.lock import hold_lock
-from client.pseudonym import KEY_FILE, patient_key
+from client.plain_text import shown
+from client.pseudonym import read_patient_key
 from client.schema import INDEX_FILE, check_schema, connect, damaged
 from client.store import Progress, open_store
 from shared_model.errors import ExitCode, HemoFedError
@@ -83,20 +83,18 @@ def label_site(
                 if settings != kept:
                     settle(connection, settings)
                 if table is not None:
-                    key = patient_key(site_dir)
+                    key = read_patient_key(site_dir)
                     imported = import_events(connection, key, table, replace=replace, progress=progress)
                 join(connection)
         return _report(site_dir, imported, summary)
 
 
 def _check_site(site_dir: Path) -> None:
-    """A missing key must not be made here: its pseudonyms would match nobody's."""
-    for name in (INDEX_FILE, KEY_FILE):
-        if not (site_dir / name).is_file():
-            raise HemoFedError(
-                f"{site_dir}: no {name} here; ingest ECGs first: hemofed-client ingest SOURCE --site-dir {site_dir}",
-                ExitCode.BAD_SITE,
-            )
+    if not (site_dir / INDEX_FILE).is_file():
+        raise HemoFedError(
+            f"{site_dir}: no {INDEX_FILE} here; ingest ECGs first: hemofed-client ingest SOURCE --site-dir {site_dir}",
+            ExitCode.BAD_SITE,
+        )
 
 
 @contextmanager
@@ -138,7 +136,7 @@ def print_report(report: LabelReport) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=shown(title), title_justify="left")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left")
     return table
@@ -151,7 +149,7 @@ def _import_table(imported: ImportCounts) -> Table:
     for reason, count in imported.dropped.items():
         table.add_row(f"dropped: {reason}", str(count))
     for column in imported.text_columns:
-        table.add_row(f"text, so no label: {escape(column)}", "")
+        table.add_row(f"text, so no label: {shown(column)}", "")
     table.add_section()
     table.add_row("events", str(imported.events))
     table.add_row("events new here", str(imported.events_new))
@@ -189,7 +187,7 @@ def _label_table(labels: dict[str, LabelFigures]) -> Table:
     for name, figures in labels.items():
         counts = (figures.events, figures.ecgs, figures.segments, figures.patients)
         shares = _percentages(figures.share_above) if figures.share_above else [""] * len(ELEVATED_MMHG)
-        table.add_row(escape(name), *map(str, counts), *shares)
+        table.add_row(shown(name), *map(str, counts), *shares)
     return table
 
 
@@ -199,7 +197,7 @@ def _distribution_table(labels: dict[str, LabelFigures]) -> Table:
         spread = (figures.minimum, figures.lower_quartile, figures.median, figures.upper_quartile, figures.maximum)
         highest = max(figures.histogram)
         bars = "".join(BARS[-(-8 * count // highest)] for count in figures.histogram)
-        table.add_row(escape(name), *(f"{value:.3g}" for value in spread), bars)
+        table.add_row(shown(name), *(f"{value:.3g}" for value in spread), bars)
     return table
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.event_table import WEDGE
 from client.label_join import HOUR_S, NONE, SIDES, JoinSettings
 from client.labels import Timeline
+from client.records.plausible import WEDGE
 from client.store import SIMULTANEOUS_S, RecordIndex
 
 WINDOWS_HOURS = (1, 6, 12, 24, 48, 72, 168)

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.event_table import WEDGE, EventTable
+from client.event_table import EventTable
 from client.events import read_events
 from client.label_join import HOUR_S, NONE, JoinSettings, Moments, Nearest, Side, choose, nearest
 from client.pseudonym import PatientKey
+from client.records.plausible import WEDGE
 from client.records.record import EcgRecord, Noticed, Remark
 from client.store import LABEL_SIDE, SIMULTANEOUS_S, Progress
 from shared_model.errors import ExitCode, HemoFedError
@@ -101,11 +102,13 @@ def import_events(
     path: Path,
     *,
     replace: bool = False,
+    empty_ok: bool = False,
     progress: Progress | None = None,
 ) -> ImportCounts:
     """Store the events of a table; `join` comes after it. What is stored already stays as it is.
 
-    `replace` first removes what a table of the same file name brought before.
+    `replace` first removes what a table of the same file name brought before. `empty_ok` takes a table of a header only
+    as one without events.
 
     Guarantee: the index gets pseudonyms, times and values, never a patient id; of a patient who was forgotten nothing
     is stored again; of a table that cannot be read to its end nothing is stored.
@@ -114,7 +117,7 @@ def import_events(
         HemoFedError: the table cannot be read (see `read_events`), or none of its rows gives an event.
     """
     table = read_events(path, progress)
-    if not len(table):
+    if not len(table) and not (empty_ok and not table.rows):
         reasons = ", ".join(f"{reason} {count}" for reason, count in table.dropped.items()) or "it holds no numbers"
         raise HemoFedError(
             f"{path}: none of its {table.rows} rows gives a measurement ({reasons}); see docs/labels.md",

@@ -2,7 +2,9 @@
 
 import hmac
 import os
+import re
 import secrets
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ KEY_FILE = "patient.key"
 KEY_BYTES = 32
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "validation", "test")
+_WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,27 @@ def parse_shares(text: str) -> SplitShares:
     return SplitShares(train, validation, test)
 
 
+def plain_patient_id(patient_id: str) -> str:
+    """One spelling of an id: no blanks around it, no invisible characters (Unicode Cf), composed (NFC), 17.0 as 17.
+
+    Programs write the same id in these ways; taken as different, a patient could be in two splits, or not be found
+    to be forgotten. Upper and lower case stay different.
+    """
+    if not patient_id.isascii():
+        visible = "".join(character for character in patient_id if unicodedata.category(character) != "Cf")
+        patient_id = unicodedata.normalize("NFC", visible)
+    patient_id = patient_id.strip()
+    whole = _WHOLE_NUMBER.fullmatch(patient_id)
+    return whole[1] if whole else patient_id
+
+
 @dataclass(frozen=True)
 class PatientKey:
     """A site's secret of 32 bytes.
 
     Guarantee: the store holds HMAC-SHA256(key, id) instead of the patient id. Without the key a pseudonym
     cannot be computed from an id, even from a guessed one, so two sites' pseudonyms cannot be matched.
+    All spellings of an id that `plain_patient_id` knows are one patient.
     It fails for whoever reads the key file, and it hides the id only: record ids and source paths are kept
     as they are and may spell a patient id (docs/site-store.md).
     """
@@ -65,7 +83,7 @@ class PatientKey:
 
     def _digest(self, domain: str, patient_id: str) -> bytes:
         # The domain keeps the two uses independent: a pseudonym says nothing of the split.
-        return hmac.digest(self.secret, f"{domain}\0{patient_id.strip()}".encode(), "sha256")
+        return hmac.digest(self.secret, f"{domain}\0{plain_patient_id(patient_id)}".encode(), "sha256")
 
 
 def patient_key(site_dir: Path, wanted: bytes | None = None) -> PatientKey:
@@ -77,6 +95,23 @@ def patient_key(site_dir: Path, wanted: bytes | None = None) -> PatientKey:
     path = site_dir / KEY_FILE
     if not path.exists():
         _write_key(path, wanted or secrets.token_bytes(KEY_BYTES))
+    key = read_patient_key(site_dir)
+    if wanted is not None and key.secret != wanted:
+        raise HemoFedError(
+            f"{path}: holds another key than the one asked for; use a new site folder", ExitCode.BAD_SITE
+        )
+    return key
+
+
+def read_patient_key(site_dir: Path) -> PatientKey:
+    """The key that a site folder has; none is ever made, because its pseudonyms would match nobody's.
+
+    Raises:
+        HemoFedError: the file is absent, readable by others or not a key.
+    """
+    path = site_dir / KEY_FILE
+    if not path.exists():
+        raise HemoFedError(f"{path}: not there; restore it from a backup", ExitCode.BAD_SITE)
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise HemoFedError(f"{path}: others may read the patient key; run: chmod 600 {path}", ExitCode.BAD_SITE)
     try:
@@ -88,10 +123,6 @@ def patient_key(site_dir: Path, wanted: bytes | None = None) -> PatientKey:
             f"{path}: not a patient key ({KEY_BYTES} bytes, hexadecimal); restore it from a backup, or start "
             "a new site folder",
             ExitCode.BAD_SITE,
-        )
-    if wanted is not None and secret != wanted:
-        raise HemoFedError(
-            f"{path}: holds another key than the one asked for; use a new site folder", ExitCode.BAD_SITE
         )
     return PatientKey(secret)
 

@@ -45,7 +45,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(30):
         comments = [f"patient_id: patient-{number // 2}", f"Age: {30 + number}", "Sex: Female"]
         write_record(folder, f"r{number:02}", ecg_steps(seed=number), comments=comments)
-        rows.append(f"r{number:02},{8 + number / 2}")
+        rows.append(f"r{number:02},{8 + number / 2},")
     (folder / "labels.csv").write_text("\n".join(rows))
     write_record(folder, "twin", ecg_steps(seed=3), comments=["patient_id: other"])
     write_record(folder, "short", ecg_steps(3), comments=["patient_id: other"])

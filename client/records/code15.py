@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.records.labels_csv import LabelRow
+from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, merged, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
     Archive,
@@ -25,9 +25,11 @@ from client.records.record import (
     TurnedAway,
     Unusable,
     known_age,
+    told,
 )
 from client.records.table_join import joined
 from client.records.tables import plain_id, read_rows
+from client.records.wfdb_folder import rows_without_record
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS, millivolt_per_unit
 
@@ -56,12 +58,13 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
     """Read exams.csv and count the exams of the parts that are there; a damaged part counts as one record.
 
     Raises:
-        HemoFedError: h5py is not installed, or exams.csv is broken.
+        HemoFedError: h5py is not installed, or exams.csv or labels.csv is broken.
     """
     _h5py()
     parts = sorted(source.glob(PARTS), key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
     count = sum(_count(part) for part in parts)
-    return Archive(count, _readings(parts, _read_exams(source / EXAMS_FILE), options.unit or UNIT))
+    exams, table = _read_exams(source / EXAMS_FILE), read_labels(source / LABELS_FILE)
+    return Archive(count, _readings(parts, exams, table, options.unit or UNIT))
 
 
 def _h5py() -> Any:
@@ -116,7 +119,9 @@ def _count(part: Path) -> int:
         return 1
 
 
-def _readings(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> Iterator[Reading]:
+def _readings(parts: list[Path], exams: Mapping[str, LabelRow], table: LabelTable, unit: str) -> Iterator[Reading]:
+    yield told(table.remarks)
+    present: set[str] = set()
     for part in parts:
         try:
             with _open_part(part) as (exam_ids, _):
@@ -125,8 +130,15 @@ def _readings(parts: list[Path], exams: Mapping[str, LabelRow], unit: str) -> It
             yield partial(tuple, [TurnedAway(part.name, unusable.reason, unusable.detail)])
             continue
         for start in range(0, len(names), EXAMS_AT_ONCE):
-            rows = [(exam, exams.get(exam)) for exam in names[start : start + EXAMS_AT_ONCE]]
+            rows = [(exam, _row_of(exam, exams, table)) for exam in names[start : start + EXAMS_AT_ONCE]]
             yield partial(_read_exams_at, part, start, rows, unit)
+        present.update(table.rows.keys() & set(names))
+    yield told(rows_without_record(table, present, ""))
+
+
+def _row_of(exam: str, exams: Mapping[str, LabelRow], table: LabelTable) -> LabelRow | None:
+    row = exams.get(exam)
+    return table.rows.get(exam) if row is None else merged(row, table.rows.get(exam))
 
 
 def _read_exams_at(part: Path, start: int, rows: Sequence[tuple[str, LabelRow | None]], unit: str) -> Iterator[Item]:
@@ -153,7 +165,7 @@ def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow 
         sampling_rate_hz=SAMPLING_RATE_HZ,
         patient_id="",
     )
-    yield from joined(record, row, EXAMS_FILE)
+    yield from joined(record, row, f"{EXAMS_FILE} or {LABELS_FILE}")
 
 
 def _signal(tracings: Any, place: int) -> NDArray[np.float32]:

@@ -6,9 +6,10 @@ A labels.csv without the column `record` is a table of measurements by patient a
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from client.records.plausible import plausible_range
 from client.records.record import UNKNOWN, Noticed, Remark, known_age, known_sex, unix_seconds
 from shared_model.errors import ExitCode, HemoFedError
 
@@ -16,8 +17,6 @@ LABELS_FILE = "labels.csv"
 RECORD_COLUMNS = ("record", "patient_id", "age_years", "sex", "race", "recorded_at", "measured_at")
 EVENT_COLUMNS = ("patient_id", "measured_at")
 EMPTY = frozenset({"", "na", "nan", "n/a", "nd", "none", "null"})
-# A value outside is a slip of the pen or a broken transducer; the limits are wide on purpose.
-PLAUSIBLE_MMHG = {"mpcwp_mmhg": (0.0, 80.0), "mpap_mmhg": (0.0, 80.0)}
 RECORD_SUFFIXES = (".hea", ".dat", ".mat", ".xml", ".dcm")  # all of one length
 
 
@@ -34,6 +33,38 @@ class LabelRow:
     labels: Mapping[str, float] = field(default_factory=dict)
 
 
+def merged(row: LabelRow, over: LabelRow | None) -> LabelRow:
+    """An archive's own row with that of labels.csv, which goes before it; labels that it does not name stay."""
+    if over is None:
+        return row
+    return replace(
+        over,
+        patient_id=over.patient_id or row.patient_id,
+        age_years=row.age_years if math.isnan(over.age_years) else over.age_years,
+        sex=row.sex if over.sex == UNKNOWN else over.sex,
+        race=over.race or row.race,
+        recorded_at=row.recorded_at if math.isnan(over.recorded_at) else over.recorded_at,
+        measured_at=row.measured_at if math.isnan(over.measured_at) else over.measured_at,
+        labels={**row.labels, **over.labels},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row as it stands in the file."""
+
+    number: int
+    cells: Mapping[str, str]
+    """Column -> text without blanks around it."""
+    length: int
+    """How many cells the row has."""
+
+    @property
+    def aligned(self) -> bool:
+        """Whether each cell can be taken to stand in its own column."""
+        return self.length == len(self.cells)
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """The rows by record, and what was noticed while reading them."""
@@ -46,7 +77,8 @@ def read_labels(path: Path) -> LabelTable:
     """Read a labels.csv; an absent file, or one of measurements by patient and time, is an empty table.
 
     A column beyond the known ones is a label if any of its cells is a number; a column of text is left out
-    with a remark. A single cell of a label column that is no plausible number is dropped with a remark.
+    with a remark. A single cell of a label column that is no plausible number is dropped with a remark. Of a row with
+    more or fewer cells than the header only record and patient are taken, with a remark.
 
     Raises:
         HemoFedError: it cannot be read as CSV, a column name stands twice, or there is no `record` column.
@@ -56,13 +88,20 @@ def read_labels(path: Path) -> LabelTable:
     remarks: list[Remark] = []
     columns = _label_columns(_lines(path), path, remarks)
     rows: dict[str, LabelRow] = {}
-    for line, cells in _lines(path):  # read a second time: as text the table would take twice the memory
-        record, where = record_name(cells["record"]), f"{path.name} line {line}"
+    for line in _lines(path):  # read a second time: as text the table would take twice the memory
+        record, where = record_name(line.cells["record"]), f"{path.name} line {line.number}"
         if record in rows:
             detail = f"{record} has a row already; the first is used, remove the other"
             remarks.append(Remark(where, Noticed.REPEATED_LABEL_ROW, detail))
+        elif line.aligned:
+            rows[record] = _label_row(line.cells, columns, where, remarks)
         else:
-            rows[record] = _label_row(cells, columns, where, remarks)
+            detail = (
+                f"{line.length} cells, but the header has {len(line.cells)} (a decimal comma?): only its record and "
+                "patient_id are taken; mend the row"
+            )
+            remarks.append(Remark(where, Noticed.TEXT_LABEL, detail))
+            rows[record] = LabelRow(patient_id=line.cells.get("patient_id", ""))
     return LabelTable(rows, tuple(remarks))
 
 
@@ -76,8 +115,8 @@ def is_event_form(path: Path) -> bool:
     return "record" not in columns and columns.issuperset(EVENT_COLUMNS)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row. Raises HemoFedError as `read_labels`."""
+def _lines(path: Path) -> Iterator[Line]:
+    """Each row that is not blank. Raises HemoFedError as `read_labels`."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _checked_lines(csv.DictReader(file), path)
@@ -85,7 +124,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise HemoFedError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8", ExitCode.BAD_SOURCE) from None
 
 
-def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[Line]:
     columns = [column.strip() for column in reader.fieldnames or ()]
     if "record" not in columns:
         raise HemoFedError(
@@ -96,18 +135,21 @@ def _checked_lines(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[
     if len(set(columns)) < len(columns):
         raise HemoFedError(f"{path}: a column name stands twice in the first line; rename one", ExitCode.BAD_SOURCE)
     reader.fieldnames = columns
-    for cells in reader:
-        yield reader.line_num, {column: (cells[column] or "").strip() for column in columns}
+    for row in reader:
+        beyond: Sequence[str] = row.get(None, ())  # where DictReader puts extra cells
+        length = sum(row[column] is not None for column in columns) + len(beyond)
+        yield Line(reader.line_num, {column: (row[column] or "").strip() for column in columns}, length)
 
 
-def _label_columns(lines: Iterable[tuple[int, dict[str, str]]], path: Path, remarks: list[Remark]) -> list[str]:
+def _label_columns(lines: Iterable[Line], path: Path, remarks: list[Remark]) -> list[str]:
     """The columns that hold numbers; a remark for each that holds text only."""
     first_text: dict[str, str] = {}
     numbers: set[str] = set()
     names: list[str] = []
-    for _, cells in lines:
+    for line in lines:
+        cells = line.cells
         names = names or [name for name in cells if name not in RECORD_COLUMNS]
-        for column in names:
+        for column in names if line.aligned else ():
             if column not in numbers and cells[column].lower() not in EMPTY:
                 if _number(cells[column]) is not None:
                     numbers.add(column)
@@ -133,18 +175,18 @@ def record_name(text: str) -> str:
     return name[: -len(RECORD_SUFFIXES[0])] if name.lower().endswith(RECORD_SUFFIXES) else name
 
 
-def _label_row(cells: dict[str, str], columns: Sequence[str], where: str, remarks: list[Remark]) -> LabelRow:
+def _label_row(cells: Mapping[str, str], columns: Sequence[str], where: str, remarks: list[Remark]) -> LabelRow:
     labels: dict[str, float] = {}
     for column in columns:
         text = cells[column]
         if text.lower() in EMPTY:
             continue
         value = _number(text)
-        low, high = PLAUSIBLE_MMHG.get(column, (-math.inf, math.inf))
+        low, high = plausible_range(column)
         if value is None:
             detail = f"{column} = {text[:40]!r} is not a number; the label is dropped, mend the cell"
             remarks.append(Remark(where, Noticed.TEXT_LABEL, detail))
-        elif low <= value <= high and math.isfinite(value):
+        elif low <= value <= high:
             labels[column] = value
         else:
             detail = f"{column} = {text} is outside {low:g} to {high:g}; the label is dropped, check the source"
@@ -160,7 +202,7 @@ def _label_row(cells: dict[str, str], columns: Sequence[str], where: str, remark
     )
 
 
-def _time(cells: dict[str, str], column: str, where: str, remarks: list[Remark]) -> float:
+def _time(cells: Mapping[str, str], column: str, where: str, remarks: list[Remark]) -> float:
     text = cells.get(column, "")
     try:
         return math.nan if text.lower() in EMPTY else unix_seconds(text)

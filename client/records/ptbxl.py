@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from client.records.labels_csv import LabelRow
+from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, merged, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
     UNKNOWN,
@@ -28,7 +28,7 @@ from client.records.record import (
     unix_seconds,
 )
 from client.records.tables import Row, parse_selection, path_inside, plain_id, read_rows
-from client.records.wfdb_folder import read_record
+from client.records.wfdb_folder import SUFFIX, read_record, rows_without_record
 
 ARCHIVE = "PTB-XL"
 DATABASE_FILE, STATEMENTS_FILE = "ptbxl_database.csv", "scp_statements.csv"
@@ -45,7 +45,7 @@ def recognises(source: Path) -> bool:
 
 
 def open_archive(source: Path, options: ReaderOptions) -> Archive:
-    """Read the two tables and select rows by `options.where`.
+    """Read the two tables, and labels.csv where it is there, and select rows by `options.where`.
 
     Raises:
         HemoFedError: a table is absent or broken, or `where` names no column or selects nothing.
@@ -59,17 +59,19 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
         for row in read_rows(source / STATEMENTS_FILE, ("", "diagnostic", "diagnostic_class"), ARCHIVE)
         if row["diagnostic"] in ("1", "1.0")
     }
-    return Archive(len(rows), _readings(source, rows, superclass))
+    return Archive(len(rows), _readings(source, rows, superclass, read_labels(source / LABELS_FILE)))
 
 
-def _readings(source: Path, rows: Sequence[Row], superclass: dict[str, str]) -> Iterator[Reading]:
+def _readings(source: Path, rows: Sequence[Row], superclass: dict[str, str], table: LabelTable) -> Iterator[Reading]:
+    yield told(table.remarks)
     for row in rows:
         record_id = plain_id(row["ecg_id"])
         label_row, remarks = _label_row(row, superclass)
         yield told(replace(remark, source=f"{DATABASE_FILE}: ecg_id {record_id}") for remark in remarks)
         device = row.get("device", "").strip() or UNKNOWN
         names = row["filename_hr"].strip(), row["filename_lr"].strip()
-        yield partial(_read_row, source, *names, record_id, label_row, device)
+        yield partial(_read_row, source, *names, record_id, merged(label_row, table.rows.get(record_id)), device)
+    yield told(rows_without_record(table, {plain_id(row["ecg_id"]) for row in rows}, SUFFIX))
 
 
 def _read_row(
