@@ -16,6 +16,7 @@ from client.ingest import ingest as ingest_folder
 from client.ingest_summary import IngestSummary
 from client.label_command import label_site, print_report
 from client.lock import hold_lock
+from client.plain_text import printable, shown
 from client.records import READERS
 from client.records.options import ReaderOptions
 from client.schema import INDEX_FILE, SCHEMA_VERSION, connect
@@ -101,13 +102,13 @@ def ingest(
     elif not quiet:
         _print_summary(summary, site_dir)
     for line in (*summary.examples, *summary.remarks):
-        typer.echo(f"{NAME}: {line}", err=True)
+        typer.echo(f"{NAME}: {printable(line)}", err=True)
     if not summary.usable:
         raise HemoFedError(f"{source}: none of {summary.read} records could be stored", ExitCode.NOTHING_STORED)
 
 
 def _print_summary(summary: IngestSummary, site_dir: Path) -> None:
-    table = Table(title=f"{escape(summary.source)} ({summary.format}) -> {escape(str(site_dir))}", title_justify="left")
+    table = Table(title=f"{shown(summary.source)} ({summary.format}) -> {escape(str(site_dir))}", title_justify="left")
     table.add_column("records")
     table.add_column("count", justify="right")
     table.add_row("read", str(summary.read))
@@ -126,7 +127,7 @@ def _print_summary(summary: IngestSummary, site_dir: Path) -> None:
     for rate, count in summary.source_rates_hz.items():
         table.add_row(f"10 s ECGs recorded at {rate} Hz", str(count))
     for label, count in summary.labels.items():
-        table.add_row(f"10 s ECGs with {escape(label)}", str(count))
+        table.add_row(f"10 s ECGs with {shown(label)}", str(count))
     Console().print(table)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.lock import hold_lock
-from client.pseudonym import KEY_FILE, SPLIT_NAMES, PatientKey, patient_key
+from client.pseudonym import KEY_FILE, SPLIT_NAMES, PatientKey, read_patient_key
 from client.schema import INDEX_FILE, check_key, connect, damaged
 from client.site import load_site
 from client.store_writer import end_of_rows, open_signals, signal_key
@@ -60,7 +60,7 @@ def forget(site_dir: Path | str, patient_id: str, also_unknown: bool = False) ->
         )
     try:
         with hold_lock(site_dir), closing(connect(site_dir)) as connection:
-            key = patient_key(site_dir)
+            key = read_patient_key(site_dir)
             check_key(connection, key, site_dir)
             outcome = _removed(connection, site_dir, key, patient_id, also_unknown)
             with open_signals(site_dir, connection):  # overwrites the rows listed in `wipes`, and removes caches

@@ -79,7 +79,7 @@ def ingest(
                 check_key(connection, key, site_dir)
                 key = replace(key, shares=_settle_shares(site_dir, connection, split))
                 if is_event_form(source / LABELS_FILE):
-                    import_events(connection, key, source / LABELS_FILE)
+                    import_events(connection, key, source / LABELS_FILE, empty_ok=True)
                 writer = StoreWriter(connection, signals, key, source, format_name, options.selection())
                 done, reading_with = 0, workers_for(archive.count, workers)
                 for outcomes in prepared_in_order(archive.readings, reading_with, settings.quality):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from client.pseudonym import plain_patient_id
 from client.records.labels_csv import LABELS_FILE, LabelRow
 from client.records.record import UNKNOWN, EcgRecord, Item, Noticed, Remark
 
@@ -18,7 +19,7 @@ def joined(record: EcgRecord, row: LabelRow | None, places: str = f"{LABELS_FILE
         yield record
         return
     row = row or LabelRow()
-    patient_id = row.patient_id or record.patient_id
+    patient_id = plain_patient_id(row.patient_id) or record.patient_id
     if not patient_id:
         detail = f"no patient id in {places}, so this record counts as a patient of its own"
         yield Remark(record.source, Noticed.PATIENT_FROM_RECORD_NAME, detail)
