@@ -102,7 +102,7 @@ def test_awkward_rows_of_mimic(tmp_path: Path) -> None:
 
 def test_mimic_rows_are_selected(tmp_path: Path) -> None:
     write_mimic(tmp_path, {}, {"subject_id": 8}, {"subject_id": 9})
-    options = ReaderOptions(where=("subject_id=8", "subject_id=9.0"))
+    options = ReaderOptions(where=("study_id=1", "study_id=2.0"))
     assert open_archive(tmp_path, "mimic-iv-ecg", options).count == 2
     assert [record.patient_id for record in records_of(tmp_path, "mimic-iv-ecg", options)] == ["8", "9"]
     with pytest.raises(HemoFedError, match="no such column"):
