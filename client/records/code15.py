@@ -49,7 +49,13 @@ TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 
 def recognises(source: Path) -> bool:
     """Whether the folder holds the archive's table and at least one part."""
-    return (source / EXAMS_FILE).is_file() and next(source.glob(PARTS), None) is not None
+    return (source / EXAMS_FILE).is_file() and any(_parts(source))
+
+
+def _parts(source: Path) -> list[Path]:
+    """The parts in the order of their numbers. Only regular files: opening a pipe would wait for ever."""
+    parts = (path for path in source.glob(PARTS) if path.is_file())
+    return sorted(parts, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
 
 
 def open_archive(source: Path, options: ReaderOptions) -> Archive:
@@ -59,7 +65,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
         HemoFedError: h5py is not installed, or exams.csv is broken.
     """
     _h5py()
-    parts = sorted(source.glob(PARTS), key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
+    parts = _parts(source)
     count = sum(_count(part) for part in parts)
     return Archive(count, _readings(parts, _read_exams(source / EXAMS_FILE), options.unit or UNIT))
 
@@ -98,9 +104,11 @@ def _open_part(part: Path) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Exam ids and the tracings, still on the disk. Raises Unusable if the file is not a part of the archive."""
     try:
         file = _h5py().File(part, "r")
-        exam_ids, tracings = file["exam_id"][:], file["tracings"]
-        if exam_ids.ndim != 1 or tracings.shape[1:] != (SAMPLES, len(LEADS)):
-            raise ValueError(f"exam_id {exam_ids.shape}, tracings {tracings.shape}")
+        ids, tracings = file["exam_id"], file["tracings"]
+        # Before the ids are read: compressed ones could unpack to any number. Some parts end in filler rows.
+        if ids.ndim != 1 or tracings.shape[1:] != (SAMPLES, len(LEADS)) or len(ids) > len(tracings):
+            raise ValueError(f"exam_id {ids.shape}, tracings {tracings.shape}")
+        exam_ids = ids[:]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"not a whole part of CODE-15% ({_one_line(error)}); copy it again"
         raise Unusable(Reason.UNREADABLE, detail) from None
