@@ -19,7 +19,7 @@ def files_below(source: Path | str, suffix: str = "") -> Iterator[str]:
             folders.pop()
         elif entry.is_dir(follow_symlinks=False):
             folders.append(_entries(entry.path))
-        elif entry.name.lower().endswith(suffix) and _can_be_read(entry):
+        elif entry.name.lower().endswith(suffix) and (entry.is_file() or may_be_opened(entry.path)):
             yield entry.path
 
 
@@ -28,5 +28,6 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
         return iter(sorted(entries, key=lambda entry: entry.name))
 
 
-def _can_be_read(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+def may_be_opened(path: Path | str) -> bool:
+    """Whether opening a listed path returns at once: a regular file, or a link to nothing."""
+    return os.path.isfile(path) or not os.path.exists(path)

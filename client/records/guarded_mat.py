@@ -16,7 +16,7 @@ from scipy.io.matlab import MatReadError, matfile_version
 from client.records.record import Reason, Unusable
 
 LARGEST_BYTES = 512 * 2**20
-LARGEST_ARRAY_BYTES = 256 * 2**20
+LARGEST_UNPACKED_BYTES = 256 * 2**20  # all arrays of a file together: scipy loads them all
 HEADER_BYTES, TAG_BYTES = 128, 8
 LEVEL_5 = 1  # scipy's number for it
 # Type of a data element -> bytes a value; 16 to 18 are UTF-8, UTF-16 and UTF-32.
@@ -24,8 +24,6 @@ INT8, INT32, UINT32, MATRIX, COMPRESSED = 1, 5, 6, 14, 15
 BYTES_A_VALUE = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
 TEXT_TYPES = frozenset({*BYTES_A_VALUE, 16, 17, 18})
 CELL, STRUCT, CHAR, FIRST_NUMERIC, LAST_NUMERIC = 1, 2, 4, 6, 15
-# Class of an array (double, single, int8 ... uint64) -> bytes a value once loaded, whatever type is stored.
-BYTES_LOADED = {CHAR: 4, 6: 8, 7: 4, 8: 1, 9: 1, 10: 2, 11: 2, 12: 4, 13: 4, 14: 8, 15: 8}
 COMPLEX = 0x08
 DEEPEST = 16
 SMALL_LIMIT = 4
@@ -73,15 +71,15 @@ def safe_variables(path: Path) -> list[str] | None:
 
 
 def _variables(content: memoryview, order: str) -> Iterator[str | None]:
-    at = HEADER_BYTES
+    at, total = HEADER_BYTES, 0
     while at < len(content):
         element = _element(content, at, order, padded=False)
-        if element.kind == COMPRESSED:
-            matrix = _element(_unpacked(element.data, order), 0, order)
-        else:
-            matrix = element
+        packed = element.kind == COMPRESSED
+        matrix = _element(_unpacked(element.data, order, total), 0, order) if packed else element
         if matrix.kind != MATRIX:
             raise _Damaged(f"an element of type {matrix.kind}")
+        total += len(matrix.data)
+        _refuse_larger(total)
         try:
             yield _matrix(matrix.data, order, DEEPEST)
         except _Left:
@@ -89,17 +87,17 @@ def _variables(content: memoryview, order: str) -> Iterator[str | None]:
         at = element.after
 
 
-def _unpacked(data: memoryview, order: str) -> memoryview:
-    """A compressed element; its tag says how long it is before the rest is unpacked."""
+def _unpacked(data: memoryview, order: str, total: int) -> memoryview:
+    """A compressed element; its tag says how long it is before the rest is unpacked. `total`: bytes before it."""
     tag = zlib.decompressobj().decompress(data, TAG_BYTES)
     _, length = struct.unpack(f"{order}2I", tag)
-    _refuse_larger(length)
+    _refuse_larger(total + length)
     return memoryview(zlib.decompressobj().decompress(data, TAG_BYTES + length))
 
 
-def _refuse_larger(array_bytes: int) -> None:
-    if array_bytes > LARGEST_ARRAY_BYTES:
-        detail = f"an array of {array_bytes >> 20} MB, more than {LARGEST_ARRAY_BYTES >> 20} MB; save one ECG a file"
+def _refuse_larger(unpacked: int) -> None:
+    if unpacked > LARGEST_UNPACKED_BYTES:
+        detail = f"arrays of {unpacked >> 20} MB, more than {LARGEST_UNPACKED_BYTES >> 20} MB; save one ECG a file"
         raise Unusable(Reason.UNREADABLE, detail)
 
 
@@ -139,7 +137,6 @@ def _matrix(data: memoryview, order: str, depth: int) -> str:
     if array_class in (CELL, STRUCT):
         _nested(data, name.after, order, depth, count, is_struct=array_class == STRUCT)
     else:
-        _refuse_larger(count * BYTES_LOADED[array_class] * (1 + is_complex))
         _values(data, name.after, order, count, 1 + is_complex, is_text=array_class == CHAR)
     return bytes(name.data).decode("latin-1")
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.files import may_be_opened
 from client.records.labels_csv import EMPTY
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -94,7 +95,7 @@ def recognises(source: Path) -> bool:
 
 def _headers(source: Path) -> list[Path]:
     headers = sorted([*source.glob("*.hea"), *(source / DATA_FOLDER).glob("*.hea")])
-    return [path for path in headers if path.is_file()]
+    return [path for path in headers if may_be_opened(path)]
 
 
 def _has_events(path: Path) -> bool:

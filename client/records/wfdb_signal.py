@@ -31,7 +31,7 @@ def read_leads(header: Header) -> LeadSignal:
     """Read the known ECG leads of a record; other channels (pressure, PLETH ...) are left out.
 
     Raises:
-        Unusable: a file is missing, cut short or damaged; segments disagree; no lead is known; a lead's unit is unknown.
+        Unusable: a file is missing, cut short or damaged; segments disagree; no lead is known, or a lead's unit.
     """
     length = min(header.length, round(LONGEST_READ_S * header.sampling_rate_hz))
     if not header.segments:
