@@ -171,6 +171,20 @@ def write_code15_part(folder: Path, part: int, tracings: np.ndarray, first_exam:
         file["tracings"] = tracings
 
 
+@pytest.mark.parametrize(("ids", "tracings"), [(2, 1), (10**10, 1), (10**10, 10**10)])
+def test_a_code15_part_with_more_ids_than_exams_is_one_damaged_record(tmp_path: Path, ids: int, tracings: int) -> None:
+    """Nothing of the large ones is on the disk: reading the ids would take 80 GB."""
+    with h5py.File(tmp_path / "exams_part0.hdf5", "w") as file:
+        file.create_dataset("exam_id", (ids,), np.int64, chunks=(min(ids, 1000),))
+        file.create_dataset("tracings", (tracings, 4096, 12), np.float32, chunks=(1, 4096, 12))
+    write_table(tmp_path / "exams.csv", [{"exam_id": 0, "age": 40, "is_male": False, "patient_id": 5}])
+    archive = open_archive(tmp_path, "code15", ReaderOptions())
+    (away,) = archive.items
+    assert archive.count == 1
+    assert isinstance(away, TurnedAway)
+    assert away.reason == Reason.UNREADABLE
+
+
 def test_padding_of_code15_goes_and_zeros_within_stay(tmp_path: Path) -> None:
     signal = (ecg_steps(seconds=10, rate_hz=400).T / 1000 + 0.001).astype(np.float32)
     signal[100:200] = 0

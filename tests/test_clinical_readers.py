@@ -8,7 +8,7 @@ import pytest
 
 from client.ingest import ingest
 from client.records import choose_format, dicom_ecg
-from client.records.demographics import age_in_years, american_time, birth_time, compact_time
+from client.records.demographics import age_in_years, american_birth_time, american_time, birth_time, compact_time
 from client.records.options import ReaderOptions
 from client.records.record import Noticed, Reason, unix_seconds
 from client.segments import cut_segments
@@ -362,9 +362,13 @@ def test_ages_and_times() -> None:
     assert age_in_years("90", "Y") == 90
     assert age_in_years("52", "WEEKS") == pytest.approx(1, abs=0.01)
     assert all(math.isnan(age_in_years(*pair)) for pair in (("x", "Y"), ("3", "?"), ("", ""), ("inf", "Y")))
-    assert compact_time("20240531093005.5+0200") == RECORDED - 7200 + 0.5
-    assert compact_time("20240531") == unix_seconds("2024-05-31")
+    assert compact_time("20240531093005.5") == RECORDED + 0.5
+    assert compact_time("20240531093005.5+0200") == RECORDED + 0.5  # as the clock reads
+    assert math.isnan(compact_time("20240531"))  # no clock: not before an event at 08:00
     assert all(math.isnan(compact_time(text)) for text in ("2024", "20241331", "20240531+9999", "", "x" * 99))
+    assert birth_time("19540531") == birth_time("195405310930") == unix_seconds("1954-05-31")
     assert birth_time("1954") == unix_seconds("1954-07-01")
     assert birth_time("195406") == unix_seconds("1954-06-15")
-    assert american_time("05-31-2024", "") == unix_seconds("2024-05-31")
+    assert american_time("05-31-2024", "09:30") == unix_seconds("2024-05-31T09:30")
+    assert math.isnan(american_time("05-31-2024", ""))
+    assert american_birth_time("05-31-1954") == unix_seconds("1954-05-31")

@@ -83,8 +83,19 @@ def test_a_variable_of_another_class_is_left_out(tmp_path: Path) -> None:
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scipy.io.savemat(tmp_path / "r.mat", {"val": np.zeros((1000, 1000))}, do_compression=True)
     assert list(_load(tmp_path / "r.mat")) == ["val"]
-    monkeypatch.setattr(guarded_mat, "LARGEST_BYTES", 2**20)
-    with pytest.raises(Unusable, match="copy it again"):
+    monkeypatch.setattr(guarded_mat, "LARGEST_UNPACKED_BYTES", 2**20)
+    with pytest.raises(Unusable, match="arrays of 7 MB, more than 1 MB; save one ECG a file"):
+        _load(tmp_path / "r.mat")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_all_arrays_of_a_file_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    values = {f"a{number}": np.zeros((1000, 100)) for number in range(4)}
+    scipy.io.savemat(tmp_path / "r.mat", values, do_compression=packed)
+    monkeypatch.setattr(guarded_mat, "LARGEST_UNPACKED_BYTES", 4 * 2**20)
+    assert set(_load(tmp_path / "r.mat")) == set(values)
+    monkeypatch.setattr(guarded_mat, "LARGEST_UNPACKED_BYTES", 3 * 2**20)
+    with pytest.raises(Unusable, match="more than 3 MB; save one ECG a file"):
         _load(tmp_path / "r.mat")
 
 

@@ -101,6 +101,28 @@ def test_an_option_without_use_is_refused(tmp_path: Path, format_name: str) -> N
                 open_archive(tmp_path, format_name, options)
 
 
+@pytest.mark.parametrize(
+    ("first", "names", "reason"),
+    [
+        ("rate_hz=0;unit=uV;samples=5000;patient=P1", LEADS, Reason.NO_SAMPLING_RATE),
+        ("rate_hz=nan;unit=uV;samples=5000;patient=P1", LEADS, Reason.NO_SAMPLING_RATE),
+        ("rate_hz=500;unit=uV;samples=0;patient=P1", LEADS, Reason.TOO_SHORT),
+        ("rate_hz=500;unit=uV;samples=-3;patient=P1", LEADS, Reason.TOO_SHORT),
+        ("rate_hz=500;unit=uV;samples=5000;patient=P1", LEADS[:11], Reason.UNREADABLE),
+        ("rate_hz=500;unit=uV;samples=5000;patient=P1", (*LEADS, "V7"), Reason.UNREADABLE),
+    ],
+)
+def test_the_guide_turns_away_what_a_header_misstates(
+    tmp_path: Path, first: str, names: tuple[str, ...], reason: Reason
+) -> None:
+    write_cart(tmp_path)
+    path = tmp_path / "r0.cart"
+    path.write_text("\n".join([first, ",".join(names), *path.read_text().splitlines()[2:]]))
+    count, records, away = read(tmp_path, "cart")
+    assert (count, len(records), len(away)) == (3, 0, 3)
+    assert [item.reason for item in away if item.source == "r0.cart"] == [reason]
+
+
 def test_the_subject_id_of_mimic_stays_out_of_the_index(tmp_path: Path) -> None:
     source, site_dir = tmp_path / "source", tmp_path / "site"
     source.mkdir()

@@ -129,3 +129,8 @@ def test_scg_rhc_broken_json(tmp_path: Path) -> None:
     records, away, _ = records_of(tmp_path)
     assert len(records) == 1
     assert [item.reason for item in away] == [Reason.UNREADABLE] * 4
+
+
+def test_a_name_without_a_patient_is_a_patient_of_its_own(tmp_path: Path) -> None:
+    write_scg_rhc(tmp_path, "-RHC1")
+    assert only_record(tmp_path).patient_id == "record:-RHC1"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from client.records.cinc import diagnosis_labels
+from client.records.files import files_below
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import Archive, Reading, told
@@ -28,7 +29,8 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
         HemoFedError: labels.csv is broken.
     """
     del options  # a header says all that is needed
-    headers = sorted((source / RECORDS_FOLDER).rglob(f"*{SUFFIX}"))
+    folder = source / RECORDS_FOLDER
+    headers = [Path(path) for path in files_below(folder, SUFFIX)] if folder.is_dir() else []
     return Archive(len(headers), _readings(source, headers, read_labels(source / LABELS_FILE)))
 
 

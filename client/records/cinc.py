@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from client.records import wfdb_folder
+from client.records.files import files_below
 from client.records.options import ReaderOptions
 from client.records.record import Archive, Unusable
 from client.records.wfdb_header import Header, split_header
@@ -35,10 +36,10 @@ _DX = re.compile(r"dx\s*:", re.I)
 
 def recognises(source: Path) -> bool:
     """Whether one of the first headers found has a `Dx` comment."""
-    return any(map(_has_diagnosis, islice(source.rglob(f"*{wfdb_folder.SUFFIX}"), HEADERS_LOOKED_AT)))
+    return any(map(_has_diagnosis, islice(files_below(source, wfdb_folder.SUFFIX), HEADERS_LOOKED_AT)))
 
 
-def _has_diagnosis(header: Path) -> bool:
+def _has_diagnosis(header: str) -> bool:
     try:
         return any(map(_DX.match, split_header(header)[1]))
     except Unusable:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.files import may_be_opened
 from client.records.labels_csv import LABELS_FILE, LabelRow, LabelTable, merged, read_labels
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -37,6 +38,7 @@ ARCHIVE, EXAMS_FILE, PARTS = "CODE-15%", "exams.csv", "exams_part*.hdf5"
 NEEDED = ("exam_id", "age", "is_male", "patient_id")
 SAMPLING_RATE_HZ, SAMPLES, UNIT = 400.0, 4096, "mV"
 TAKES = frozenset({"--unit"})
+MOST_EXAMS = 1_000_000  # of a part; the archive's own have 20,001
 EXAMS_AT_ONCE = 64  # opening the file again for each exam would cost more than reading it
 LABEL_COLUMNS = {
     "1dAVb": "first_degree_av_block",
@@ -51,7 +53,13 @@ TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 
 def recognises(source: Path) -> bool:
     """Whether the folder holds the archive's table and at least one part."""
-    return (source / EXAMS_FILE).is_file() and next(source.glob(PARTS), None) is not None
+    return (source / EXAMS_FILE).is_file() and any(_parts(source))
+
+
+def _parts(source: Path) -> list[Path]:
+    """The parts in the order of their numbers."""
+    parts = (path for path in source.glob(PARTS) if may_be_opened(path))
+    return sorted(parts, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
 
 
 def open_archive(source: Path, options: ReaderOptions) -> Archive:
@@ -61,7 +69,7 @@ def open_archive(source: Path, options: ReaderOptions) -> Archive:
         HemoFedError: h5py is not installed, or exams.csv or labels.csv is broken.
     """
     _h5py()
-    parts = sorted(source.glob(PARTS), key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
+    parts = _parts(source)
     count = sum(_count(part) for part in parts)
     exams, table = _read_exams(source / EXAMS_FILE), read_labels(source / LABELS_FILE)
     return Archive(count, _readings(parts, exams, table, options.unit or UNIT))
@@ -101,9 +109,12 @@ def _open_part(part: Path) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Exam ids and the tracings, still on the disk. Raises Unusable if the file is not a part of the archive."""
     try:
         file = _h5py().File(part, "r")
-        exam_ids, tracings = file["exam_id"][:], file["tracings"]
-        if exam_ids.ndim != 1 or tracings.shape[1:] != (SAMPLES, len(LEADS)):
-            raise ValueError(f"exam_id {exam_ids.shape}, tracings {tracings.shape}")
+        ids, tracings = file["exam_id"], file["tracings"]
+        # Before the ids are read: compressed ones could unpack to any number.
+        most = min(len(tracings), MOST_EXAMS)
+        if ids.ndim != 1 or tracings.shape[1:] != (SAMPLES, len(LEADS)) or len(ids) > most:
+            raise ValueError(f"exam_id {ids.shape}, tracings {tracings.shape}")
+        exam_ids = ids[:]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"not a whole part of CODE-15% ({_one_line(error)}); copy it again"
         raise Unusable(Reason.UNREADABLE, detail) from None
@@ -170,9 +181,6 @@ def _read_exam(tracings: Any, place: int, exam: str, source: str, row: LabelRow 
 
 def _signal(tracings: Any, place: int) -> NDArray[np.float32]:
     """(lead, time) of one exam as stored, without the samples at both ends that are zero in every lead."""
-    if place >= len(tracings):
-        detail = f"the part holds {len(tracings)} tracings, fewer than exam ids; copy it again"
-        raise Unusable(Reason.TRUNCATED, detail)
     try:
         tracing: NDArray[np.float32] = np.asarray(tracings[place], np.float32).T
     except (OSError, RuntimeError, ValueError, TypeError) as error:

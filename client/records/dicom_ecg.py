@@ -22,6 +22,7 @@ from client.records.file_folder import add_lead, checked_rate, open_folder, stac
 from client.records.files import files_below
 from client.records.options import ReaderOptions
 from client.records.record import UNKNOWN, Archive, EcgRecord, Noticed, Reason, Remark, Unusable, known_sex
+from client.records.wfdb_signal import LONGEST_READ_S
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import canonical_lead, millivolt_per_unit
 
@@ -89,13 +90,14 @@ def open_archive(source: Path, _options: ReaderOptions) -> Archive:
 
 
 def _dicom_files(source: Path) -> Iterator[str]:
+    # Only regular files and broken links come from there, so opening one does not wait.
     return (path for path in files_below(source) if os.path.basename(path) != "DICOMDIR" and _is_dicom(path))
 
 
 def _is_dicom(path: str) -> bool:
     """By its suffix, or by the preamble: many are named by their UID. Files of other formats are not opened."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in OTHER_SUFFIXES or not os.path.isfile(path):
+    if suffix in OTHER_SUFFIXES:
         return suffix == ".dcm"
     try:
         with open(path, "rb") as file:
@@ -223,8 +225,8 @@ def _lead(channel: "Dataset") -> str | None:
 
 
 def _leads(group: "Dataset", rate_hz: float) -> dict[str, NDArray[np.float64]]:
-    """The known leads in mV, NaN where a sample has the padding value."""
-    steps = _steps(group)
+    """The known leads in mV, at most the first 60 s, NaN where a sample has the padding value."""
+    steps = _steps(group)[: round(LONGEST_READ_S * rate_hz)]  # no more is stored, and float64 is four times as large
     padding = _padding_value(group, steps.dtype)
     leads: dict[str, NDArray[np.float64]] = {}
     for channel, values in zip(group.ChannelDefinitionSequence, steps.T, strict=True):

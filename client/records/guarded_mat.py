@@ -16,7 +16,8 @@ from scipy.io.matlab import MatReadError, matfile_version
 from client.records.record import Reason, Unusable
 
 LARGEST_BYTES = 512 * 2**20
-HEADER_BYTES = 128
+LARGEST_UNPACKED_BYTES = 256 * 2**20  # all arrays of a file together: scipy loads them all
+HEADER_BYTES, TAG_BYTES = 128, 8
 LEVEL_5 = 1  # scipy's number for it
 # Type of a data element -> bytes a value; 16 to 18 are UTF-8, UTF-16 and UTF-32.
 INT8, INT32, UINT32, MATRIX, COMPRESSED = 1, 5, 6, 14, 15
@@ -70,21 +71,34 @@ def safe_variables(path: Path) -> list[str] | None:
 
 
 def _variables(content: memoryview, order: str) -> Iterator[str | None]:
-    at = HEADER_BYTES
+    at, total = HEADER_BYTES, 0
     while at < len(content):
         element = _element(content, at, order, padded=False)
-        if element.kind == COMPRESSED:
-            unpacked = zlib.decompressobj().decompress(element.data, LARGEST_BYTES)
-            matrix = _element(memoryview(unpacked), 0, order)
-        else:
-            matrix = element
+        packed = element.kind == COMPRESSED
+        matrix = _element(_unpacked(element.data, order, total), 0, order) if packed else element
         if matrix.kind != MATRIX:
             raise _Damaged(f"an element of type {matrix.kind}")
+        total += len(matrix.data)
+        _refuse_larger(total)
         try:
             yield _matrix(matrix.data, order, DEEPEST)
         except _Left:
             yield None
         at = element.after
+
+
+def _unpacked(data: memoryview, order: str, total: int) -> memoryview:
+    """A compressed element; its tag says how long it is before the rest is unpacked. `total`: bytes before it."""
+    tag = zlib.decompressobj().decompress(data, TAG_BYTES)
+    _, length = struct.unpack(f"{order}2I", tag)
+    _refuse_larger(total + length)
+    return memoryview(zlib.decompressobj().decompress(data, TAG_BYTES + length))
+
+
+def _refuse_larger(unpacked: int) -> None:
+    if unpacked > LARGEST_UNPACKED_BYTES:
+        detail = f"arrays of {unpacked >> 20} MB, more than {LARGEST_UNPACKED_BYTES >> 20} MB; save one ECG a file"
+        raise Unusable(Reason.UNREADABLE, detail)
 
 
 def _element(data: memoryview, at: int, order: str, padded: bool = True) -> _Element:

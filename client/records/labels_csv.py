@@ -205,6 +205,9 @@ def _label_row(cells: Mapping[str, str], columns: Sequence[str], where: str, rem
 def _time(cells: Mapping[str, str], column: str, where: str, remarks: list[Remark]) -> float:
     text = cells.get(column, "")
     try:
+        # A date alone is no time of an ECG: as midnight it would come before whatever was measured that day.
+        if column == "recorded_at" and len(text.strip()) == len("2024-05-31"):
+            raise ValueError
         return math.nan if text.lower() in EMPTY else unix_seconds(text)
     except ValueError:
         detail = f"{column} = {text[:40]!r} is not ISO 8601 (2024-05-31T09:30:00); taken as unknown"

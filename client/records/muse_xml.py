@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.records.cart_measurements import as_number
-from client.records.demographics import age_between, age_in_years, american_time
+from client.records.demographics import age_between, age_in_years, american_birth_time, american_time
 from client.records.file_folder import add_lead, checked_rate, open_folder, stacked
 from client.records.guarded_xml import holds_root, read_xml, text_of, xml_files
 from client.records.options import ReaderOptions
@@ -73,7 +73,7 @@ def _read_file(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
     )
     age = age_in_years(text_of(root, "PatientDemographics/PatientAge"), text_of(root, "PatientDemographics/AgeUnits"))
     if math.isnan(age):
-        age = age_between(american_time(text_of(root, "PatientDemographics/DateofBirth"), ""), recorded_at)
+        age = age_between(american_birth_time(text_of(root, "PatientDemographics/DateofBirth")), recorded_at)
     yield EcgRecord(
         record_id=name,
         source=name,

@@ -177,8 +177,11 @@ def known_age(text: str) -> float:
 
 
 def unix_seconds(text: str) -> float:
-    """Unix seconds of an ISO 8601 date or time (no zone: UTC), NaN if empty. Raises ValueError if neither."""
+    """Unix seconds of an ISO 8601 date or time as its clock reads, whatever its zone; NaN if empty.
+
+    All times of a hospital are compared as they read: most sources state no zone. Raises ValueError if neither.
+    """
     if not text.strip():
         return math.nan
     moment = datetime.fromisoformat(text.strip())
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return moment.replace(tzinfo=UTC).timestamp()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.records.files import may_be_opened
 from client.records.labels_csv import EMPTY
 from client.records.options import ReaderOptions
 from client.records.record import (
@@ -89,11 +90,12 @@ class Procedure:
 def recognises(source: Path) -> bool:
     """Whether a header has a JSON of catheter events beside it, here or in processed_data/."""
     notes = [*source.glob("*.json"), *(source / DATA_FOLDER).glob("*.json")]
-    return any(path.with_suffix(".hea").exists() and _has_events(path) for path in notes)
+    return any(path.with_suffix(".hea").is_file() and _has_events(path) for path in notes)
 
 
 def _headers(source: Path) -> list[Path]:
-    return sorted([*source.glob("*.hea"), *(source / DATA_FOLDER).glob("*.hea")])
+    headers = sorted([*source.glob("*.hea"), *(source / DATA_FOLDER).glob("*.hea")])
+    return [path for path in headers if may_be_opened(path)]
 
 
 def _has_events(path: Path) -> bool:
@@ -145,7 +147,7 @@ def _read_record(path: Path, name: str) -> Iterator[EcgRecord | Remark]:
         signal_mv=leads.signal_mv,
         lead_names=leads.lead_names,
         sampling_rate_hz=header.sampling_rate_hz,
-        patient_id=path.stem.partition("-")[0],
+        patient_id=path.stem.partition("-")[0] or f"record:{path.stem}",
         recorded_at=began_at + start_s,
         age_years=procedure.age_years,
         sex=known_sex(procedure.sex),
@@ -207,6 +209,8 @@ def _measured_pressures(header: Header, procedure: Procedure) -> tuple[dict[str,
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise Unusable(Reason.UNREADABLE, f"{path.name} is no regular file; copy it again")
         if path.stat().st_size > LARGEST_JSON_BYTES:
             raise Unusable(Reason.UNREADABLE, f"{path.name} is larger than 1 MB; copy it again")
         content = json.loads(path.read_text(encoding="utf-8"))

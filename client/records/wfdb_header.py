@@ -31,6 +31,7 @@ BYTES_PER_SAMPLE = {
     "32": 4,
 }
 LAYOUT_FILE = "~"
+LARGEST_HEADER_BYTES = 2**20
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 50, 20_000
 
 # Name, segments, signals, rate (with counter frequency and base), length; then time and date, in any order.
@@ -86,8 +87,13 @@ class Header:
 
 
 def split_header(path: Path | str) -> tuple[list[str], list[str]]:
-    """The lines and the comments of a header. Raises Unusable if it cannot be read or is empty."""
+    """The lines and the comments of a header. Raises Unusable if it cannot be read, is too large or is empty."""
     try:
+        found = os.stat(path)  # before it is opened: a pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode):
+            raise Unusable(Reason.UNREADABLE, "the header is no regular file; copy the record again")
+        if found.st_size > LARGEST_HEADER_BYTES:
+            raise Unusable(Reason.UNREADABLE, "the header is larger than 1 MB; copy the record again")
         with open(path, "rb", buffering=0) as file:  # unbuffered: a header is read in one piece
             text = file.read()
     except OSError as error:
@@ -210,12 +216,12 @@ def _parsed_line(line: str) -> SignalLine:
 
 
 def _base_time(record_line: str) -> float:
-    """Unix seconds of base date and time; NaN without a date. Both "22/09/2182" and "05-Feb-2020" occur."""
+    """Unix seconds of base date and time; NaN without both. Both "22/09/2182" and "05-Feb-2020" occur."""
     date, clock = _DATE.search(record_line), _CLOCK.search(record_line)
-    if date is None:
+    if date is None or clock is None:  # midnight would lie before every event of that day
         return math.nan
     date_form = "%d-%b-%Y" if "-" in date[0] else "%d/%m/%Y"
-    parts = (clock[0] if clock else "0:00:00").split(":")
+    parts = clock[0].split(":")
     try:
         day = datetime.strptime(date[0], date_form).replace(tzinfo=UTC)
     except ValueError:

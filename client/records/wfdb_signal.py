@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from client.records.record import Reason, Unusable
 from client.records.wfdb_header import Header, check_files
+from client.records.wfdb_segments import check_segments
 from shared_model.kernels import scaled
 from shared_model.leads import LEADS, canonical_lead, millivolt_per_unit
 
@@ -30,11 +31,13 @@ def read_leads(header: Header) -> LeadSignal:
     """Read the known ECG leads of a record; other channels (pressure, PLETH ...) are left out.
 
     Raises:
-        Unusable: a file is missing, cut short or damaged; no lead is known; a lead's unit is unknown.
+        Unusable: a file is missing, cut short or damaged; segments disagree; no lead is known, or a lead's unit.
     """
     length = min(header.length, round(LONGEST_READ_S * header.sampling_rate_hz))
     if not header.segments:
         check_files(header)
+    else:
+        check_segments(header, length)
     if length == 0:
         raise Unusable(Reason.TOO_SHORT, "the header states 0 samples; copy the record again")
     if is_plain(header):
