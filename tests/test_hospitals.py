@@ -40,7 +40,7 @@ def files_below(folder: Path) -> list[Path]:
     samples=st.integers(1, 300),
     rate_hz=st.sampled_from([100.0, 257.0, 360.5, 500.0, 1000.0]),
     gain=st.sampled_from([200.0, 204.9, 1000.0, 204.8]),
-    comment=st.text(st.characters(codec="ascii", min_codepoint=33), max_size=30),
+    comment=st.text(st.characters(codec="ascii", min_codepoint=36), max_size=30),  # wfdb strips # at the end
 )
 def test_writer_agrees_with_wfdb(tmp_path_factory, seed, leads, samples, rate_hz, gain, comment) -> None:
     folder = tmp_path_factory.mktemp("wfdb")

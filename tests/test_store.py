@@ -28,7 +28,9 @@ def make_site(folder: Path, seed: int = 0, key: bytes | None = None) -> Path:
     for ecg in range(ECGS):
         write_record(source, f"r{ecg:02}", ecg_steps(rate_hz=250, seed=100 * seed + ecg), rate_hz=250)
         wedge = "" if ecg % 5 == 4 else str(10 + ecg % 12)
-        rows.append(f"r{ecg:02},patient{ecg % PATIENTS},F,{40 + ecg},2024-01-{1 + ecg:02},2024-01-31,{wedge}")
+        rows.append(
+            f"r{ecg:02},patient{ecg % PATIENTS},F,{40 + ecg},2024-01-{1 + ecg:02}T08:00,2024-01-31T08:00,{wedge}"
+        )
     (source / "labels.csv").write_text("\n".join(rows))
     ingest(source, folder / f"site{seed}", patient_key=key)
     return folder / f"site{seed}"
