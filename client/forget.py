@@ -4,13 +4,12 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from client.lock import hold_lock
-from client.pseudonym import KEY_FILE, SPLIT_NAMES, PatientKey, read_patient_key
-from client.schema import INDEX_FILE, check_key, connect, damaged
+from client.pseudonym import SPLIT_NAMES, PatientKey, read_patient_key
+from client.schema import INDEX_FILE, check_key, connect, damaged, utc_now
 from client.site import load_site
 from client.store_writer import end_of_rows, open_signals, signal_key
 from client.uses import Use, uses_of
@@ -20,6 +19,15 @@ LOCAL_STATE = "state"
 # Everything that hangs on a stored ECG, before the ECG itself; then what is kept by patient.
 OF_A_ROW = ("labels", "measurements", "record_events")
 OF_A_PATIENT = ("records", "events", "turned_away", "remarks")
+# What names a record of the patient elsewhere: a remark on a table's row is filed under the row ("ecg_id 17"), or
+# begins with the record; the reason of a twin, in whatever archive, names the first of the two.
+NAMING_A_RECORD = (
+    """DELETE FROM remarks WHERE EXISTS (SELECT 1 FROM records r WHERE r.patient = ? AND r.archive = remarks.archive
+    AND (remarks.source = r.source OR substr(remarks.source, -length(r.record_id) - 4) = '_id ' || r.record_id
+    OR instr(remarks.detail, r.record_id || ' ') = 1))""",
+    """DELETE FROM turned_away WHERE EXISTS (SELECT 1 FROM records r WHERE r.patient = ?
+    AND instr(turned_away.detail, 'the same signal as ' || r.record_id || ';') = 1)""",
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,8 @@ def forget(site_dir: Path | str, patient_id: str, also_unknown: bool = False) ->
     """
     site_dir = Path(site_dir)
     load_site(site_dir)
-    if not (site_dir / INDEX_FILE).is_file() or not (site_dir / KEY_FILE).is_file():
-        raise HemoFedError(
-            f"{site_dir}: {INDEX_FILE} or {KEY_FILE} is not there, so nobody's records can be found; restore both "
-            "from a backup",
-            ExitCode.BAD_SITE,
-        )
+    if not (site_dir / INDEX_FILE).is_file():
+        raise HemoFedError(f"{site_dir}: no site store here; nothing is stored of anyone", ExitCode.BAD_SITE)
     try:
         with hold_lock(site_dir), closing(connect(site_dir)) as connection:
             key = read_patient_key(site_dir)
@@ -100,7 +104,7 @@ def _removed(
     rows = ask("SELECT row, split, archive, record_id, content FROM records WHERE patient = ?")
     events = len(ask("SELECT event FROM events WHERE patient = ?"))
     before = ask("SELECT uses FROM forgotten WHERE patient = ?")
-    known = rows or events or before or any(ask(f"SELECT 1 FROM {table} WHERE patient = ?") for table in OF_A_PATIENT)
+    known = before or any(ask(f"SELECT 1 FROM {table} WHERE patient = ? LIMIT 1") for table in OF_A_PATIENT)
     if not known and not also_unknown:
         connection.execute("ROLLBACK")
         raise HemoFedError(
@@ -113,7 +117,7 @@ def _removed(
     uses = tuple(dict.fromkeys([*earlier, *used]))
     # Kept with the pseudonym: killed after the commit, the next run would find no rows to tell it by.
     written = json.dumps([use.model_dump() for use in uses])
-    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?)", (patient, _now(), written))
+    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?)", (patient, utc_now(), written))
     signals = {(signal_key(key, content),) for *_, content in rows}
     connection.executemany("INSERT OR IGNORE INTO forgotten_signals VALUES (?)", signals)
     _delete(connection, patient)
@@ -133,13 +137,8 @@ def _delete(connection: sqlite3.Connection, patient: str) -> None:
     of_patient, of_events = (patient,), "(SELECT event FROM events WHERE patient = ?)"
     connection.execute("INSERT INTO wipes SELECT row FROM records WHERE patient = ?", of_patient)
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_row', ?)", (str(end_of_rows(connection)),))
-    # A remark on a table's row is filed under the row ("ecg_id 17"), and a twin's reason names the first of the two.
-    for table, names_it in (
-        ("remarks", "source = r.source OR source LIKE '%_id ' || r.record_id OR detail LIKE r.record_id || ' %'"),
-        ("turned_away", "detail LIKE 'the same signal as ' || r.record_id || ';%'"),
-    ):
-        own = f"SELECT 1 FROM records r WHERE r.patient = ? AND r.archive = {table}.archive AND ({names_it})"
-        connection.execute(f"DELETE FROM {table} WHERE EXISTS ({own})", of_patient)
+    for statement in NAMING_A_RECORD:
+        connection.execute(statement, of_patient)
     for table in OF_A_ROW:
         connection.execute(f"DELETE FROM {table} WHERE row IN (SELECT row FROM wipes)")
     for table in ("record_events", "event_values"):
@@ -150,7 +149,3 @@ def _delete(connection: sqlite3.Connection, patient: str) -> None:
 
 def _touched(use: Use, rows: list[tuple[int, int]]) -> bool:
     return any(row < use.rows and SPLIT_NAMES[split] == use.split for row, split in rows)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

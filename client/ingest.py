@@ -12,7 +12,7 @@ from client.ingest_summary import IngestSummary
 from client.labels import import_events
 from client.lock import hold_lock
 from client.preparation import prepared_in_order, workers_for
-from client.pseudonym import KEY_FILE, SplitShares, parse_shares
+from client.pseudonym import SplitShares, parse_shares, read_patient_key
 from client.pseudonym import patient_key as settle_patient_key
 from client.records import choose_format, open_archive
 from client.records.labels_csv import LABELS_FILE, is_event_form
@@ -68,12 +68,8 @@ def ingest(
         site_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with hold_lock(site_dir):
             settings = _settle_site(site_dir, name, disclosure, minimum_cell, simulated)
-            if (site_dir / INDEX_FILE).exists() and not (site_dir / KEY_FILE).exists():
-                raise HemoFedError(
-                    f"{site_dir / KEY_FILE}: not there; with a new key every patient would count as another: "
-                    "restore it from a backup, or use a new site folder",
-                    ExitCode.BAD_SITE,
-                )
+            if (site_dir / INDEX_FILE).exists():
+                read_patient_key(site_dir)  # with a new key every patient of the store would count as another
             key = settle_patient_key(site_dir, patient_key)
             with closing(connect(site_dir)) as connection, open_signals(site_dir, connection) as signals:
                 check_key(connection, key, site_dir)

@@ -1,6 +1,7 @@
 """The site store's SQLite schema. A change to it is a new SCHEMA_VERSION and a step in MIGRATIONS."""
 
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 from client.pseudonym import KEY_FILE, PatientKey
@@ -29,7 +30,7 @@ CREATE TABLE records (
     measured_at REAL,                   -- unix seconds of the catheterisation
     source_rate_hz REAL NOT NULL,
     lead_mask INTEGER NOT NULL,         -- bit i: LEADS[i] is present
-    content BLOB NOT NULL,              -- SHA-256 of all segments of the record
+    content BLOB NOT NULL,              -- SHA-256 of the record at 250 Hz, before masks
     source TEXT NOT NULL, ingest INTEGER NOT NULL REFERENCES ingests (ingest),
     device TEXT NOT NULL DEFAULT 'unknown',
     quality REAL,                       -- 0 useless to 1 clean; NULL: stored before it was assessed
@@ -169,6 +170,11 @@ def check_key(connection: sqlite3.Connection, key: PatientKey, site_dir: Path) -
             f"{site_dir / KEY_FILE}: not the key that this store was made with; restore it from a backup",
             ExitCode.BAD_SITE,
         )
+
+
+def utc_now() -> str:
+    """The clock time as the index keeps it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def damaged(path: Path, error: sqlite3.Error) -> HemoFedError:

@@ -11,7 +11,6 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +20,7 @@ from client.preparation import Outcome, Prepared
 from client.pseudonym import PatientKey
 from client.quality_policy import Finding, explain
 from client.records.record import EcgRecord, Noticed, Reason, Remark, TurnedAway
+from client.schema import utc_now
 from client.store import DERIVED_FOLDER, ROW_BYTES, SIGNAL_FILE
 from shared_model.errors import ExitCode, HemoFedError
 
@@ -137,7 +137,7 @@ class StoreWriter:
         self._commit()
         _sync_folder(site_dir)
         join(self._connection)
-        self._connection.execute("UPDATE ingests SET finished_at = ? WHERE ingest = ?", (_now(), self._ingest))
+        self._connection.execute("UPDATE ingests SET finished_at = ? WHERE ingest = ?", (utc_now(), self._ingest))
         return sum_up(self._count, str(self._source), self._format, self._connection)
 
     def _add_record(self, prepared: Prepared, patient: str) -> None:
@@ -253,7 +253,7 @@ def _begin(connection: sqlite3.Connection, source: Path, format_name: str, where
         return archive, int(unfinished[0])
     cursor = connection.execute(
         "INSERT INTO ingests (archive, format, selection, started_at) VALUES (?, ?, ?, ?)",
-        (archive, format_name, selection, _now()),
+        (archive, format_name, selection, utc_now()),
     )
     return archive, int(cursor.lastrowid or 0)
 
@@ -272,10 +272,6 @@ def signal_key(key: PatientKey, content: bytes) -> str:
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,11 +1,11 @@
 """Which runs have used the store: so that a forgotten patient can be told apart from what was learned with them."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from client.schema import utc_now
 from client.store import Store
 
 USES_FILE = "uses.jsonl"
@@ -35,7 +35,7 @@ def note_use(site_dir: Path, store: Store, run_id: str, study: str, task: str, s
         study=study,
         task=task,
         split=split,
-        first_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        first_at=utc_now(),
         rows=store.rows_in_file,
     )
     if all(use.model_copy(update={"first_at": known.first_at}) != known for known in uses_of(site_dir)):

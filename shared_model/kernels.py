@@ -23,7 +23,14 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) ->
 
 
 @compiled
-def scaled(steps, places, baseline, gain, factor, invalid):  # type: ignore[no-untyped-def]
+def scaled(
+    steps: NDArray[np.int16],
+    places: NDArray[np.int64],
+    baseline: NDArray[np.float64],
+    gain: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    invalid: np.int16,
+) -> NDArray[np.float32]:
     """Interleaved int16 (time, channel) to float32 (lead, time): (step - baseline) / gain * factor in float64, as
     wfdb computes it, then rounded once. `invalid` and what is not finite become NaN. The other arguments are
     (channel,) arrays, `places` the channel of each lead, `factor` one a lead."""
@@ -75,7 +82,14 @@ def _grouped_taps(down: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
 
 
 @compiled
-def _decimated(signal, phases, places, weights, half, down):  # type: ignore[no-untyped-def]
+def _decimated(
+    signal: NDArray[np.float32],
+    phases: NDArray[np.int64],
+    places: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    half: int,
+    down: int,
+) -> NDArray[np.float32]:
     leads, length = signal.shape
     count = (length + down - 1) // down
     width = count + 2 * half // down + 1
@@ -103,7 +117,9 @@ def _decimated(signal, phases, places, weights, half, down):  # type: ignore[no-
 
 
 @compiled
-def rounded(signal, per_unit, largest, missing):  # type: ignore[no-untyped-def]
+def rounded(
+    signal: NDArray[np.floating], per_unit: np.float32, largest: np.float32, missing: np.int16
+) -> NDArray[np.int16]:
     """float32 (n,) to int16: times `per_unit`, rounded half to even, clipped to +-`largest`, NaN to `missing`."""
     steps = np.empty(len(signal), np.int16)
     for place in range(len(signal)):

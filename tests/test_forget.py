@@ -180,7 +180,7 @@ def test_without_a_store_or_beside_an_ingest_it_stops(source: Path, tmp_path: Pa
     assert len(ended.stderr.splitlines()) == 1
     ingest(source, tmp_path / "site")
     (tmp_path / "site" / INDEX_FILE).unlink()
-    with pytest.raises(HemoFedError, match="restore both"):
+    with pytest.raises(HemoFedError, match="no site store"):
         forget(tmp_path / "site", "ann")
 
 
@@ -193,6 +193,20 @@ def test_the_same_signal_does_not_come_back_under_another_patient(tmp_path: Path
     assert b"of-ann" not in all_text(site_dir)  # neither its own rows nor its twin's reason
     assert ingest(source, site_dir).turned_away == {"forgotten": 2}
     assert b"of-bob" not in all_text(site_dir)
+
+
+def test_what_names_a_record_goes_and_what_only_resembles_it_stays(tmp_path: Path) -> None:
+    """An underscore is a letter of its own here, and a twin may lie in another archive."""
+    source, other, site_dir = tmp_path / "source", tmp_path / "other", tmp_path / "site"
+    for name, patient in (("a_1", "ann"), ("ax1", "bob")):
+        write_record(source, name, ecg_steps(seed=len(patient) + ord(name[1])), comments=[f"patient_id: {patient}"])
+        write_record(other, f"twin-of-{name}", comments=["patient_id: cem"])
+        (other / f"twin-of-{name}.dat").write_bytes((source / f"{name}.dat").read_bytes())
+    ingest(source, site_dir)
+    assert ingest(other, site_dir).turned_away == {"duplicate": 2}
+    forget(site_dir, "ann")
+    assert b"a_1" not in all_text(site_dir)
+    assert b"twin-of-ax1" in all_text(site_dir)
 
 
 def test_a_patient_of_whom_all_was_turned_away_can_be_forgotten(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def start(script: Path, archive: Path, site_dir: Path, workers: int = 1) -> subp
     return process
 
 
+def wait_for_rows(process: subprocess.Popen[str], site_dir: Path, rows: int) -> None:
+    """Return as soon as so many rows are in the signal file of an ingest at work."""
+    signals = site_dir / SIGNAL_FILE
+    while not signals.exists() or signals.stat().st_size < rows * ROW_BYTES:
+        assert process.poll() is None, "the ingest ended too early"
+        time.sleep(0.0005)
+
+
 def finished(site_dir: Path) -> bool:
     """Whether the ingest got to its end before it was killed; what is there until then is a whole store."""
     try:
@@ -121,6 +129,34 @@ def test_kills_at_many_random_points(tmp_path: Path, archive: Path, whole: Path,
     assert kill_and_go_on(tmp_path, archive, whole, kills=4, workers=workers, seed=seed) == 4
 
 
+@pytest.mark.parametrize("rows_before_the_kill", [1, 37, 90])
+def test_half_a_row_is_cut_off(tmp_path: Path, archive: Path, whole: Path, rows_before_the_kill: int) -> None:
+    site_dir = tmp_path / "cut"
+    process = start(tmp_path / "ingest.py", archive, site_dir)
+    wait_for_rows(process, site_dir, rows_before_the_kill)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with (site_dir / SIGNAL_FILE).open("ab") as file:  # as if the kill came while a chunk was being written
+        file.write(b"half a row")
+    assert len(open_store(site_dir).index) < len(open_store(whole).index)
+    ingest(archive, site_dir, patient_key=KEY)
+    assert same(site_dir, whole)
+
+
+def test_ctrl_c_ends_with_130_and_a_usable_store(tmp_path: Path, archive: Path) -> None:
+    site_dir = tmp_path / "site"
+    script = "from client import cli, store_writer; store_writer.CHUNK_ROWS = 8; cli.main()"
+    words = [sys.executable, "-c", script, "ingest", str(archive), "--site-dir", str(site_dir), "--quiet"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(process, site_dir, 20)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
+    assert len(open_store(site_dir).index) >= 8
+
+
 def test_a_lost_byte_is_seen_by_the_comparison(tmp_path: Path, archive: Path, whole: Path) -> None:
     """The negative control of `same`."""
     ingest(archive, tmp_path / "site", patient_key=KEY)
@@ -150,10 +186,7 @@ def children_of(process_id: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_the_reading_processes_end_with_the_one_that_was_killed(tmp_path: Path, archive: Path) -> None:
     process = start(tmp_path / "ingest.py", archive, tmp_path / "site", workers=2)
-    signals = tmp_path / "site" / SIGNAL_FILE
-    while not signals.exists() or not signals.stat().st_size:
-        assert process.poll() is None
-        time.sleep(0.001)
+    wait_for_rows(process, tmp_path / "site", 1)
     readers = children_of(process.pid)
     assert len(readers) >= 2
     process.send_signal(signal.SIGKILL)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from client.records.files import may_be_opened
 from client.records.labels_csv import EMPTY
 from client.records.options import ReaderOptions
+from client.records.plausible import plausible_range
 from client.records.record import (
     Archive,
     EcgRecord,
@@ -40,22 +41,22 @@ DATA_FOLDER = "processed_data"
 LARGEST_JSON_BYTES = 2**20
 # Half before and half after the wedge position is reached.
 AROUND_S = LONGEST_READ_S / 2
-# Mac-Lab's name -> label, and the range outside which a value is a slip.
+# Mac-Lab's name -> label.
 LABELS = {
-    "PCWM": ("mpcwp_mmhg", 0, 80),
-    "PAM": ("mpap_mmhg", 0, 80),
-    "RAM": ("mrap_mmhg", -10, 50),
-    "PAS": ("pasp_mmhg", 0, 150),
-    "PAD": ("padp_mmhg", 0, 100),
-    "Fick COL/min": ("co_fick_l_min", 0.5, 20),
-    "TDCOL/min": ("co_thermodilution_l_min", 0.5, 20),
+    "PCWM": "mpcwp_mmhg",
+    "PAM": "mpap_mmhg",
+    "RAM": "mrap_mmhg",
+    "PAS": "pasp_mmhg",
+    "PAD": "padp_mmhg",
+    "Fick COL/min": "co_fick_l_min",
+    "TDCOL/min": "co_thermodilution_l_min",
 }
 PRESSURE_CHANNEL, PRESSURE_UNIT = "RHC_pressure", "mmhg"
 # Where the catheter lies -> label measured there, and the report's own name for it.
 MEASURED = {"PCW": ("mpcwp_waveform_mmhg", "mpcwp_mmhg"), "PA": ("mpap_waveform_mmhg", "mpap_mmhg")}
 # The events are entered by hand when the tracing has changed: the first seconds may hold the way there.
 SETTLING_S, LONGEST_INTERVAL_S = 2.0, 15.0
-LOWEST_MEAN_MMHG, HIGHEST_MEAN_MMHG, MOST_DIFFERENT_MMHG = 0.0, 80.0, 5.0
+MOST_DIFFERENT_MMHG = 5.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def _measured_pressures(header: Header, procedure: Procedure) -> tuple[dict[str,
         except Refused as artefact:
             refused.append(f"{chamber}: {artefact}")
             continue
-        if not LOWEST_MEAN_MMHG <= mean <= HIGHEST_MEAN_MMHG:
+        low, high = plausible_range(reported)
+        if not low <= mean <= high:
             refused.append(f"{chamber}: a mean of {mean:.1f} mmHg")
             continue
         labels[label] = mean
@@ -258,10 +260,10 @@ def _labels(measured: object) -> tuple[dict[str, float], tuple[str, ...]]:
     """Labels by name, and the values that cannot be. Mac-Lab pads its names with blanks and writes "nd"."""
     labels, absurd = {}, []
     for key, value in measured.items() if isinstance(measured, dict) else ():
-        label, low, high = LABELS.get(str(key).strip(), ("", 0, 0))
+        label = LABELS.get(str(key).strip(), "")
         if not label or str(value).strip().lower() in EMPTY:
             continue
-        number = _number(value)
+        number, (low, high) = _number(value), plausible_range(label)
         if low <= number <= high:
             labels[label] = number
         else:
