@@ -11,7 +11,8 @@ from torch import nn
 
 from benchmarks.timing import compare, seconds
 from shared_model.encoder import EncoderSettings, build_encoder, decay_groups
-from shared_model.objectives.catalogue import ObjectiveSettings, pretraining_step
+from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.objectives.step import Batch, Parts, pretraining_step
 
 BATCH = {"small": 64, "resnet18": 16}
 Step = Callable[[], None]
@@ -25,12 +26,13 @@ def training_step(preset: str, precision: torch.dtype, device: torch.device) -> 
     batch = BATCH[preset]
     ecgs = torch.randn(batch, 12, 2500, device=device)
     described = torch.randn(batch, objective.relation.width, device=device)
-    itself = torch.eye(batch, dtype=torch.bool, device=device)
+    drawn = Batch(ecgs, described, torch.arange(batch, device=device))
+    parts = Parts(encoder, encoder, {})
     generator = torch.Generator(device=device).manual_seed(0)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss, _ = pretraining_step(objective, encoder, ecgs, described, itself, generator)
+            loss, _ = pretraining_step(objective, parts, drawn, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -24,6 +24,12 @@ def on_describe(message: Message, context: Context) -> Message:
     return respond(message, context, describe)
 
 
+@app.train("distance")
+def on_distance(message: Message, context: Context) -> Message:
+    """One round of training the distance that pretraining compares ECGs by."""
+    return respond(message, context, train)
+
+
 @app.train("pretrain")
 def on_pretrain(message: Message, context: Context) -> Message:
     """One round of self-supervised training."""

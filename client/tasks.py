@@ -1,6 +1,7 @@
 """What a site does when asked: describe itself, train a round, count its scores. Knows no network."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +13,40 @@ from torch import Tensor, nn
 
 from client import local_state
 from client.evaluation import Scores, count, pressure_score, release
+from client.facts import cohort_of, fact_table
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
-from client.training import PREDICT_BATCH, Describe, LocalWork, Outcome, Progress, Rows, finetune, predict, pretrain
+from client.training import (
+    PREDICT_BATCH,
+    Describe,
+    LocalWork,
+    Outcome,
+    Progress,
+    finetune,
+    predict,
+    pretrain,
+    train_distance,
+)
 from client.uses import note_use
 from shared_model.disclosure import round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
-from shared_model.model import build_model, put_arrays, take_arrays, travelling_names
+from shared_model.model import (
+    TRAINING_TASKS,
+    build_model,
+    part_of,
+    put_arrays,
+    sent_names,
+    take_arrays,
+    trained_parts,
+    travelling_names,
+)
+from shared_model.objectives.draws import Rows, drawable_patients
 from shared_model.objectives.losses import collapse_warning
-from shared_model.objectives.relations import Relation
 from shared_model.release import release_sha256
-from shared_model.study import Study, derive_seed
+from shared_model.study import Study, TrainingPhase, derive_seed
 from shared_model.subgroups import ALL, attributes_of, restrict_levels
-from shared_model.wire import Arrays, Instruction, Reply, SiteDescription, TrainingReport
+from shared_model.wire import Arrays, Instruction, Reply, SiteDescription, Task, TrainingReport
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 POOLED_FILE = "pooled.json"
@@ -53,16 +74,27 @@ def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_
         patients=patients(np.full(len(index), True)),
         train_patients=patients(index.split == SPLITS["train"]),
         labelled_train_patients=patients(labelled & (index.split == SPLITS["train"])),
+        pretrain_patients=round_count(pretrain_patients(instruction.study, index), settings.count_rounding),
         validation_patients=patients(labelled & (index.split == SPLITS["validation"])),
         test_patients=patients(labelled & (index.split == SPLITS["test"])),
     )
     return Reply(site=settings.name, description=description), {}
 
 
+def pretrain_patients(study: Study, index: RecordIndex) -> int:
+    """How many training patients the study's objective can learn from, before any rounding."""
+    objective = study.objective
+    chosen = index.split == SPLITS["train"]
+    if objective.method.labels:
+        chosen = chosen & has_label(index, study.target.column)
+    cohort = cohort_of(study, index, index.row[chosen])
+    return drawable_patients(objective.method.draw, cohort, objective.draw_settings)
+
+
 def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
-    """One round of local training, self-supervised or supervised; the new weights go back, what is local stays."""
+    """One round of local training, of whichever phase; the new weights go back, what is local stays."""
     settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
-    task, number = instruction.task, instruction.round_number
+    task, number = training_task(instruction.task), instruction.round_number
     device = prepare_device(settings, study)
     refuse_chunked_batch_norm(settings, study)
     model, names = site_model(instruction, arrays, site_dir)
@@ -70,7 +102,7 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     note_use(site_dir, store, instruction.run_id, study.name, task, "train")
     kept = local_state.load_before(site_dir, instruction.run_id, task, number)
     work = LocalWork(
-        phase=study.pretrain if task == "pretrain" else study.finetune,
+        phase=study.phases[task],
         rows=rows,
         learning_rate=instruction.learning_rate,
         seed=derive_seed(study.seed, task, number, settings.name),
@@ -81,8 +113,10 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
         on_step=progress_file(site_dir, f"{task} round {number}"),
     )
     model.to(device)
-    if task == "pretrain":
-        outcome = pretrain(study, model, store, work, device, describer(store, study.objective.relation, site_dir))
+    if task == "distance":
+        outcome = train_distance(study, model, store, work, device)
+    elif task == "pretrain":
+        outcome = pretrain(study, model, store, work, device, describer(store, study, site_dir))
     else:
         outcome = finetune(study, model, store, work, device)
     keep_local(instruction, site_dir, model, names, outcome)
@@ -150,18 +184,19 @@ def has_label(index: RecordIndex, column: str) -> NDArray[np.bool_]:
 
 
 def training_rows(index: RecordIndex, study: Study, task: str) -> Rows:
-    """Rows of the training split: all of them in pretraining, the labelled ones in fine-tuning.
+    """Rows of the training split: all of them in pretraining, the labelled ones where labels are learned from.
 
     Raises:
         HemoFedError: there are fewer than two, so that nothing can be learned here.
     """
     chosen = index.split == SPLITS["train"]
-    if task == "finetune":
+    labels = task == "finetune" or (task == "pretrain" and study.objective.method.labels)
+    if labels:
         chosen &= has_label(index, study.target.column)
     if chosen.sum() < 2:
         raise HemoFedError(
             f"{chosen.sum()} training ECGs for {task}; ingest more records"
-            + (f" with a value in {study.target.column}" if task == "finetune" else ""),
+            + (f" with a value in {study.target.column}" if labels else ""),
             ExitCode.NO_USABLE_PATIENTS,
         )
     rows: Rows = index.row[chosen]
@@ -193,6 +228,13 @@ def refuse_chunked_batch_norm(settings: SiteSettings, study: Study) -> None:
         )
 
 
+def training_task(task: Task) -> TrainingPhase:
+    """The task, which is one that trains."""
+    if task == "distance" or task == "pretrain" or task == "finetune":
+        return task
+    raise HemoFedError(f"{task} trains nothing", ExitCode.SITE_FAILED)
+
+
 def site_model(instruction: Instruction, arrays: Arrays, site_dir: Path) -> tuple[nn.ModuleDict, tuple[str, ...]]:
     """The model of this instruction: the arrays that came, and the arrays that stayed here at earlier rounds.
 
@@ -202,16 +244,16 @@ def site_model(instruction: Instruction, arrays: Arrays, site_dir: Path) -> tupl
     study, task = instruction.study, instruction.task
     model = build_model(study)
     names = travelling_names(study, task, model)
-    if set(arrays) != set(names):
+    if set(arrays) != set(sent_names(study, task, model)):
         raise HemoFedError(
             "weights: not the arrays that travel in this task; both ends must run one release",
             ExitCode.RELEASE_DIFFERS,
         )
     # What stayed here: of earlier phases the last round, of this phase the round before, of the judged model its own.
     number = instruction.round_number
-    limits = {"pretrain": number} if task == "pretrain" else {"pretrain": None, "finetune": number}
-    if task == "evaluate":
-        limits["finetune"] = number + 1
+    before = TRAINING_TASKS[: TRAINING_TASKS.index("finetune" if task == "evaluate" else task)]
+    limits: dict[str, int | None] = dict.fromkeys(before)
+    limits |= {"finetune": number + 1} if task == "evaluate" else {task: number}
     for phase, limit in limits.items():
         kept = local_state.load_before(site_dir, instruction.run_id, phase, limit)
         put_arrays(model, {name: value.numpy() for name, value in with_prefix(kept, "model.").items()})
@@ -227,7 +269,7 @@ def keep_local(
     state: dict[str, Tensor] = {
         f"model.{name}": value.detach().cpu()
         for name, value in model.state_dict().items()
-        if name not in names and not (instruction.task == "pretrain" and name.startswith("head."))
+        if name not in names and part_of(name) in trained_parts(study, instruction.task)
     }
     if study.federation.keep_optimizer_state:
         state |= {f"optimizer.{name}": value for name, value in outcome.optimizer_state.items()}
@@ -241,8 +283,13 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def describer(store: Store, relation: Relation, site_dir: Path) -> Describe:
-    """How a batch is described for mining: from the site's cache where that is slow, else on the device."""
+def describer(store: Store, study: Study, site_dir: Path) -> Describe:
+    """How a batch is described for its relation: by what is known of the ECGs, from the site's cache where describing
+    them is slow, else on the device."""
+    relation = study.objective.relation
+    if relation.facts:
+        facts = fact_table(study, store.index, relation.facts)
+        return lambda rows, signals, present: torch.from_numpy(facts[rows]).to(signals.device)
     if not relation.cached:
         return lambda rows, signals, present: relation.describe(signals, present)
 
@@ -258,11 +305,12 @@ def describer(store: Store, relation: Relation, site_dir: Path) -> Describe:
 def report_of(outcome: Outcome, late: bool) -> TrainingReport:
     """What the centre is told of a round: means over steps. Collapse is judged late: every run starts collapsed."""
     health = outcome.diagnostics
+    known = {name: value for name, value in health.items() if math.isfinite(value)}
     return TrainingReport(
         loss=outcome.loss,
-        violating_share=health.get("violating_share"),
-        mean_cosine=health.get("mean_cosine"),
-        hub_share=health.get("hub_share"),
+        violating_share=known.get("violating_share"),
+        mean_cosine=known.get("mean_cosine"),
+        hub_share=known.get("hub_share"),
         warning=warning_of(health, late) if health else None,
     )
 
@@ -270,7 +318,7 @@ def report_of(outcome: Outcome, late: bool) -> TrainingReport:
 def warning_of(health: Mapping[str, float], late: bool) -> str | None:
     """What the centre should be told of a round of pretraining, or None."""
     if health["skipped_batches"]:
-        return "batches of fewer than three ECGs that can be compared taught nothing; raise batch_size or add records"
+        return "batches without ECGs to tell apart taught nothing; raise batch_size or add records"
     return collapse_warning(health) if late else None
 
 

@@ -1,9 +1,10 @@
-"""The one local training loop, and the two losses it is run with: self-supervised and supervised."""
+"""The one local training loop, and what it is run with: a method's loss, the target's own, a distance's."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,17 +13,20 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from client.facts import cohort_of
 from client.store import Store
 from shared_model.encoder import decay_groups
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.heads import in_target_units, standardised
 from shared_model.leads import MISSING
-from shared_model.objectives.catalogue import pretraining_step
+from shared_model.model import trained_parts
+from shared_model.motif_distance import MotifDistance, motif_loss
+from shared_model.objectives.augmentations import augment, strong_augment
+from shared_model.objectives.draws import DRAWS, Rows, batches
 from shared_model.objectives.losses import Diagnostics, summarise
-from shared_model.objectives.views import augment
+from shared_model.objectives.step import Batch, Parts, pretraining_step
 from shared_model.study import Phase, Study
 
-Rows = NDArray[np.int64]
 StepLoss = Callable[[Rows], tuple[Tensor, Diagnostics | None]]
 Progress = Callable[[int, int], None]
 Describe = Callable[[Rows, Tensor, Tensor], Tensor]
@@ -61,21 +65,6 @@ class Outcome:
     optimizer_state: Mapping[str, Tensor]
 
 
-def batches(rows: Rows, batch_size: int, steps: int, seed: int) -> Iterator[Rows]:
-    """`steps` batches of rows, reshuffled each epoch, so that no two ECGs always meet in one batch.
-
-    The incomplete batch at an epoch's end is dropped; a site with fewer rows than a batch gives them all.
-    """
-    generator = np.random.default_rng(seed)
-    size = min(batch_size, len(rows))
-    order, start = generator.permutation(rows), 0
-    for _ in range(steps):
-        if start + size > len(order):
-            order, start = generator.permutation(rows), 0
-        yield order[start : start + size]
-        start += size
-
-
 def read_signals(store: Store, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
     """ECGs of the rows: signal (batch, 12, 2500) float32 mV with 0 where missing, and present (bool)."""
     steps_uv = torch.from_numpy(store.read(rows)).to(device)
@@ -95,8 +84,8 @@ def encode(encoder: nn.Module, signals: Tensor, physical_batch: int | None) -> T
     return torch.cat([checkpoint(encoder, chunk, use_reentrant=False) for chunk in chunks])
 
 
-def train(model: nn.Module, trained: nn.Module, work: LocalWork, step_loss: StepLoss) -> Outcome:
-    """Take `work.steps` AdamW steps on the parameters of `trained`, a part of `model`.
+def train(model: nn.Module, trained: nn.Module, work: LocalWork, drawn: Iterator[Rows], loss_of: StepLoss) -> Outcome:
+    """Take up to `work.steps` AdamW steps on the parameters of `trained`, a part of `model`, one for each batch drawn.
 
     The proximal term of FedProx (Li et al., MLSys 2020, eq. 2) pulls towards the weights at the round's
     start; its gradient mu * (w - w_start) is added after the backward pass.
@@ -111,9 +100,10 @@ def train(model: nn.Module, trained: nn.Module, work: LocalWork, step_loss: Step
     losses: list[Tensor] = []
     seen: list[Diagnostics] = []
     torch.manual_seed(work.seed)  # dropout draws from torch's global stream: give each site and round its own
-    model.train()
-    for number, rows in enumerate(batches(work.rows, work.phase.batch_size, work.steps, work.seed), 1):
-        loss, diagnostics = step_loss(rows)
+    model.eval()
+    trained.train()
+    for number, rows in enumerate(islice(drawn, work.steps), 1):
+        loss, diagnostics = loss_of(rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, origin in zip(parameters, start, strict=False):
@@ -131,6 +121,11 @@ def train(model: nn.Module, trained: nn.Module, work: LocalWork, step_loss: Step
     return Outcome(len(losses), mean_loss, summarise(seen) if seen else {}, flatten_optimizer(optimizer))
 
 
+def only(model: nn.ModuleDict, parts: Sequence[str]) -> nn.ModuleDict:
+    """The named parts of the model, as far as it has them."""
+    return nn.ModuleDict({part: model[part] for part in parts if part in model})
+
+
 def pretrain(
     study: Study,
     model: nn.ModuleDict,
@@ -139,49 +134,97 @@ def pretrain(
     device: torch.device,
     describe: Describe,
 ) -> Outcome:
-    """Self-supervised local training of the encoder with the study's objective.
+    """Local training of the encoder with the study's objective.
 
     Args:
         describe: (rows, signals, present) of a batch -> (batch, width) what the relation compares.
+
+    Raises:
+        HemoFedError: no batch can be drawn here, such as pairs of one patient where no patient has two ECGs.
     """
-    encoder = model["encoder"]
-    embed = partial(encode, encoder, physical_batch=work.physical_batch)
-    generator = torch.Generator(device=device).manual_seed(work.seed)
-    record = store.index.record
+    objective, generator = study.objective, torch.Generator(device=device).manual_seed(work.seed)
+    parts, record = parts_of(study, model, work), store.index.record
 
-    def step_loss(rows: Rows) -> tuple[Tensor, Diagnostics]:
+    def loss_of(rows: Rows) -> tuple[Tensor, Diagnostics]:
         signals, present = read_signals(store, rows, device)
-        described = describe(rows, signals, present)
-        codes = torch.from_numpy(record[rows]).to(device)
-        same_record = codes[:, None] == codes[None, :]
+        batch = Batch(
+            signals,
+            describe(rows, signals, present),
+            torch.from_numpy(record[rows]).to(device),
+            target_loss(study, store, rows, device) if objective.task_weight else None,
+        )
         with autocast(device, work.precision):
-            return pretraining_step(study.objective, embed, signals, described, same_record, generator)
+            return pretraining_step(objective, parts, batch, generator)
 
-    return train(model, encoder, work, step_loss)
+    cohort = cohort_of(study, store.index, work.rows)
+    drawn = DRAWS[objective.method.draw](cohort, work.phase.batch_size, work.steps, work.seed, objective.draw_settings)
+    return train(model, only(model, trained_parts(study, "pretrain")), work, drawn, loss_of)
+
+
+def parts_of(study: Study, model: nn.ModuleDict, work: LocalWork) -> Parts:
+    """The networks of a step of pretraining.
+
+    Raises:
+        HemoFedError: memory is short, and the objective cannot work in pieces.
+    """
+    if work.physical_batch is not None and study.objective.method.encoder != "residual":
+        raise HemoFedError(
+            f"site.toml: physical_batch cannot be kept by {study.objective.name}; remove it, or lower the study's "
+            "pretrain.batch_size",
+            ExitCode.BAD_SITE,
+        )
+    distance = dict(model.named_children()).get("distance")
+    assert distance is None or isinstance(distance, MotifDistance)
+    return Parts(
+        encoder=model["encoder"],
+        embed=partial(encode, model["encoder"], physical_batch=work.physical_batch),
+        pretext=dict(model["pretext"].named_children()) if "pretext" in model else {},
+        head=model["head"],
+        learned_distance=distance.distance_matrix if distance is not None else None,
+    )
+
+
+def train_distance(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, device: torch.device) -> Outcome:
+    """Local training of RelCon's distance: an ECG is rebuilt from itself disturbed."""
+    generator, motif = torch.Generator(device=device).manual_seed(work.seed), model["distance"]
+    assert isinstance(motif, MotifDistance)
+
+    def loss_of(rows: Rows) -> tuple[Tensor, None]:
+        signals, _ = read_signals(store, rows, device)
+        return motif_loss(motif, signals, strong_augment(signals, generator)), None
+
+    drawn = batches(work.rows, work.phase.batch_size, work.steps, work.seed)
+    return train(model, only(model, trained_parts(study, "distance")), work, drawn, loss_of)
 
 
 def finetune(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, device: torch.device) -> Outcome:
-    """Supervised local training of encoder and head on the study's target.
+    """Supervised local training of encoder and head on the study's target."""
+    generator = torch.Generator(device=device).manual_seed(work.seed)
+
+    def loss_of(rows: Rows) -> tuple[Tensor, None]:
+        signals, _ = read_signals(store, rows, device)
+        if study.finetune.augment:
+            signals = augment(signals, generator)
+        with autocast(device, work.precision):
+            output = model["head"](encode(model["encoder"], signals, work.physical_batch)).float()
+        return target_loss(study, store, rows, device)(output), None
+
+    drawn = batches(work.rows, work.phase.batch_size, work.steps, work.seed)
+    return train(model, only(model, trained_parts(study, "finetune")), work, drawn, loss_of)
+
+
+def target_loss(study: Study, store: Store, rows: Rows, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The loss of the head's output (n,) on the target of these rows.
 
     Classification: binary cross-entropy on value > threshold. Regression: squared error of the value in
     units of the study's fixed centre and scale.
     """
-    generator = torch.Generator(device=device).manual_seed(work.seed)
     target = study.target
-    values = store.index.labels[target.column]
-
-    def step_loss(rows: Rows) -> tuple[Tensor, None]:
-        signals, _ = read_signals(store, rows, device)
-        if study.finetune.augment:
-            signals = augment(signals, generator)
-        wanted = torch.from_numpy(values[rows]).to(device)
-        with autocast(device, work.precision):
-            output = model["head"](encode(model["encoder"], signals, work.physical_batch)).float()
-        if target.kind == "regression":
-            return nn.functional.mse_loss(output, standardised(wanted, target.centre, target.scale)), None
-        return nn.functional.binary_cross_entropy_with_logits(output, (wanted > target.threshold).float()), None
-
-    return train(model, model, work, step_loss)
+    wanted = torch.from_numpy(store.index.labels[target.column][rows]).to(device)
+    if target.kind == "regression":
+        return lambda output: nn.functional.mse_loss(output.float(), standardised(wanted, target.centre, target.scale))
+    above = (wanted > target.threshold).float()
+    return lambda output: nn.functional.binary_cross_entropy_with_logits(output.float(), above)
 
 
 def predict(

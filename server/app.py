@@ -26,6 +26,7 @@ from shared_model.wire import (
 POLL_S = 0.2
 MESSAGE_TYPES = {
     "describe": "query.describe",
+    "distance": "train.distance",
     "pretrain": "train.pretrain",
     "finetune": "train.finetune",
     "evaluate": "evaluate.tally",

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.release import release_sha256
 
-PhaseName = Literal["pretrain", "finetune", "evaluate"]
+PhaseName = Literal["distance", "pretrain", "finetune", "evaluate"]
 Weights = dict[str, NDArray[np.float32]]
 
 
@@ -28,7 +28,7 @@ class Position(BaseModel):
     run_id: str
     study_sha256: str
     release_sha256: str
-    phase: PhaseName = "pretrain"
+    phase: PhaseName = "distance"
     round_number: int = 0
     site_weights: dict[str, float] = {}
     best_round: int = 0

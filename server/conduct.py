@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from server import summary
 from server.aggregation import Weights
-from server.conductor import Ask
+from server.conductor import Ask, travelling
 from server.judging import StudyOutcome, strictest
 from server.logbook import file_watcher
 from server.report.card import write_card
@@ -73,7 +73,7 @@ def conduct(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     outcome = run_study(study, ask, described, out, resume=resume, watcher=file_watcher(out))
-    digest = write_weights(study, outcome.weights, out)
+    digest = write_weights(study, travelling(study, "evaluate", outcome.weights), out)
     results = results_of(study, outcome, engine, round(time.monotonic() - started, 1), digest)
     write_folder(results, out)
     return results

@@ -7,7 +7,7 @@ from pathlib import Path
 from server.aggregation import Weights
 from server.report.results import RoundMetrics
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.model import build_model, travelling_names
+from shared_model.model import build_model, sent_names
 from shared_model.study import Study
 from shared_model.wire import Answer, Arrays, Instruction, SiteDescription, Split, Task
 
@@ -72,4 +72,4 @@ def instruct(
 def travelling(study: Study, task: str, weights: Weights) -> Weights:
     """The part of the weights that goes to the sites in this task."""
     model = build_model(study)
-    return {name: weights[name] for name in travelling_names(study, task, model)}
+    return {name: weights[name] for name in sent_names(study, task, model)}

@@ -3,24 +3,22 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 from uuid import uuid4
 
 from server import checkpoint as checkpoints
 from server.aggregation import UPDATE_RULES, RunningMean, Weights, fault_of
-from server.checkpoint import Checkpoint, Position
+from server.checkpoint import Checkpoint, PhaseName, Position
 from server.conductor import Ask, Conductor, Watcher, instruct, require_sites, travelling
 from server.judging import StudyOutcome, judge, validation_auroc
 from server.report.files import METRICS_FILE, load_metrics, write_metrics
 from server.report.results import RoundMetrics
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.model import build_model, take_arrays, travelling_names
+from shared_model.model import all_names, build_model, take_arrays, travelling_names
 from shared_model.release import release_sha256
-from shared_model.study import Phase, Study
+from shared_model.study import Phase, Study, TrainingPhase
 from shared_model.wire import Answer, SiteDescription, SiteFailure, SiteReply, TrainingReport
 
-TrainingPhase = Literal["pretrain", "finetune"]
-PHASES = ("pretrain", "finetune", "evaluate")
+PHASES: tuple[PhaseName, ...] = ("distance", "pretrain", "finetune", "evaluate")
 
 
 def run_study(
@@ -45,8 +43,8 @@ def run_study(
     conductor = Conductor(study, ask, out, watcher or Watcher(), start.position.run_id)
     accept_sites(conductor, described)
     state = fix_site_weights(conductor, start)
-    state = run_phase(conductor, state, "pretrain", study.pretrain)
-    state = run_phase(conductor, state, "finetune", study.finetune)
+    for name, phase in study.phases.items():
+        state = run_phase(conductor, state, name, phase)
     return judge(conductor, state)
 
 
@@ -60,7 +58,7 @@ def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
         )
     if saved is None:
         model = build_model(study)
-        weights = take_arrays(model, travelling_names(study, "finetune", model))
+        weights = take_arrays(model, all_names(study, model))
         saved = Checkpoint(
             Position(run_id=uuid4().hex, study_sha256=study.digest, release_sha256=release_sha256()), weights, {}, {}
         )
@@ -98,10 +96,12 @@ def fix_site_weights(conductor: Conductor, state: Checkpoint) -> Checkpoint:
         return state
     weights: dict[str, float] = {}
     for site, described in conductor.sites.items():
-        for phase, count in (
-            ("pretrain", described.train_patients),
-            ("finetune", described.labelled_train_patients),
-        ):
+        for phase in conductor.study.phases:
+            count = {
+                "distance": described.train_patients,
+                "pretrain": described.pretrain_patients,
+                "finetune": described.labelled_train_patients,
+            }[phase]
             equal = conductor.study.federation.site_weights == "equal"
             weights[f"{phase}/{site}"] = float(min(count, 1) if equal else count)
             if count == 0:
@@ -136,11 +136,12 @@ def run_round(
     started = time.monotonic()
     study = conductor.study
     sent = travelling(study, name, state.weights)
+    trained = {key: sent[key] for key in travelling_names(study, name, build_model(study))}
     instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
     mean, reports, failed = RunningMean(), {}, []
     asked = participants(conductor, state, name)
     for answer in conductor.ask(instruction, sent, asked):
-        fault = unusable(answer, sent)
+        fault = unusable(answer, trained)
         if isinstance(answer, SiteReply) and answer.reply.training is not None and fault is None:
             weight = state.position.site_weights[f"{name}/{answer.site}"]
             mean.add(answer.arrays, weight)
@@ -151,7 +152,7 @@ def run_round(
     # A site without labels cannot fine-tune, and the study is not short of it.
     needed = min(study.federation.minimum_sites, len(asked))
     require_sites(conductor, len(reports), f"finished round {number} of {name}", needed)
-    new, moments = UPDATE_RULES[study.federation.rule](sent, mean.mean(), state.moments, number, study.federation)
+    new, moments = UPDATE_RULES[study.federation.rule](trained, mean.mean(), state.moments, number, study.federation)
     state = Checkpoint(state.position, {**state.weights, **new}, moments, state.best_weights)
     state = state.at(phase=name, round_number=number)
     score = validation_auroc(conductor, state, number) if name == "finetune" else None
@@ -178,11 +179,11 @@ def run_round(
     return state, metrics
 
 
-def unusable(answer: Answer, sent: Weights) -> str | None:
+def unusable(answer: Answer, trained: Weights) -> str | None:
     """Why an answer must not touch the round's mean, or None."""
     if isinstance(answer, SiteFailure):
         return answer.reason
-    return "it says nothing of its training" if answer.reply.training is None else fault_of(answer.arrays, sent)
+    return "it says nothing of its training" if answer.reply.training is None else fault_of(answer.arrays, trained)
 
 
 def participants(conductor: Conductor, state: Checkpoint, name: str) -> list[str]:

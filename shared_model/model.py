@@ -1,46 +1,97 @@
-"""Encoder and head as one module, and which of its arrays travel in which phase."""
+"""All networks of a study as one module, and which of its arrays travel in which phase."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from shared_model.encoder import build_encoder, norm_parameter_names
+from shared_model.encoder import EncoderSettings, build_encoder, norm_parameter_names
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.heads import build_head
+from shared_model.objectives.pretext import build_distance, build_pretext
+from shared_model.recurrent import RecurrentEncoder
 from shared_model.study import Study, derive_seed
+from shared_model.time_frequency import TimeFrequencyEncoder
+
+TRAINING_TASKS = ("distance", "pretrain", "finetune")
+JUDGED = ("encoder", "head")
 
 
 def build_model(study: Study) -> nn.ModuleDict:
-    """`encoder` and `head`, initialised from the study's seed alone, the same at every party."""
-    return nn.ModuleDict(
-        {
-            "encoder": build_encoder(study.encoder, derive_seed(study.seed, "encoder")),
-            "head": build_head(study.encoder, derive_seed(study.seed, "head")),
-        }
-    )
+    """`encoder` and `head`, and what pretraining needs beside them (`pretext`, `distance`); initialised from the
+    study's seed alone, the same at every party."""
+    parts: dict[str, nn.Module] = {
+        "encoder": encoder_of(study),
+        "head": build_head(study.encoder, derive_seed(study.seed, "head")),
+    }
+    pretext = build_pretext(study.objective, study.encoder, derive_seed(study.seed, "pretext"))
+    if len(pretext):
+        parts["pretext"] = pretext
+    if study.objective.relation.learned:
+        parts["distance"] = build_distance(study.encoder, derive_seed(study.seed, "distance"))
+    return nn.ModuleDict(parts)
+
+
+OWN_ENCODERS: Mapping[str, Callable[[EncoderSettings], nn.Module]] = {
+    "time_frequency": TimeFrequencyEncoder,
+    "recurrent": RecurrentEncoder,
+}
+
+
+def encoder_of(study: Study) -> nn.Module:
+    """The encoder that the study's objective trains: the ResNet, or the row's own."""
+    seed, kind = derive_seed(study.seed, "encoder"), study.objective.method.encoder
+    if kind == "residual":
+        return build_encoder(study.encoder, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return OWN_ENCODERS[kind](study.encoder)
+
+
+def trained_parts(study: Study, task: str) -> tuple[str, ...]:
+    """Which networks a task changes."""
+    if task == "distance":
+        return ("distance",)
+    if task == "pretrain":
+        return ("encoder", "pretext", "head") if study.objective.task_weight else ("encoder", "pretext")
+    return JUDGED
 
 
 def travelling_names(study: Study, task: str, model: nn.ModuleDict) -> tuple[str, ...]:
-    """Names of the arrays that go to and fro in a task; all others stay at the site.
+    """Names of the arrays that come back from a site in a task; all others stay there.
 
-    Pretraining sends the encoder only. Fine-tuning sends encoder and head, or the encoder only where the
-    study keeps heads local. FedBN (Li et al., ICLR 2021) keeps normalisation layers at the site. Integer
-    buffers (batch norm's step counter) never travel: a mean would turn them into fractions.
+    Pretraining sends the encoder and what is trained beside it. Fine-tuning sends encoder and head, or the encoder
+    only where the study keeps heads local. FedBN (Li et al., ICLR 2021) keeps normalisation layers at the site.
+    Integer buffers (batch norm's step counter) never travel: a mean would turn them into fractions.
     """
     local: frozenset[str] = frozenset()
     if study.federation.rule == "fedbn":
         local = norm_parameter_names(model)
-    with_head = task != "pretrain" and study.finetune.share_head
+    parts = set(trained_parts(study, task)) - (set() if study.finetune.share_head else {"head"})
     return tuple(
         name
         for name, value in model.state_dict().items()
-        if value.is_floating_point()
-        and name not in local
-        and (name.startswith("encoder.") or (with_head and name.startswith("head.")))
+        if value.is_floating_point() and name not in local and part_of(name) in parts
     )
+
+
+def sent_names(study: Study, task: str, model: nn.ModuleDict) -> tuple[str, ...]:
+    """Names of the arrays that a site is sent in a task: what it trains, and a distance that is trained already."""
+    frozen = tuple(name for name in model.state_dict() if task == "pretrain" and part_of(name) == "distance")
+    return travelling_names(study, task, model) + frozen
+
+
+def all_names(study: Study, model: nn.ModuleDict) -> tuple[str, ...]:
+    """Names of all arrays that travel in any phase: what the centre keeps."""
+    travelling = {name for task in TRAINING_TASKS for name in travelling_names(study, task, model)}
+    return tuple(name for name in model.state_dict() if name in travelling)
+
+
+def part_of(name: str) -> str:
+    """Which network an array belongs to."""
+    return name.split(".", 1)[0]
 
 
 def take_arrays(model: nn.ModuleDict, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:

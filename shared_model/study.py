@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shared_model.encoder import EncoderSettings
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.objectives.catalogue import ObjectiveSettings
+from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.subgroups import PARTITIONS, RACES, factors_of, group_names
+
+TrainingPhase = Literal["distance", "pretrain", "finetune"]
 
 
 class Settings(BaseModel):
@@ -69,6 +71,15 @@ class Pretrain(Phase):
 
     rounds: int = Field(default=8, ge=0)
     batch_size: int = Field(default=64, ge=2)
+
+
+class Distance(Phase):
+    """Before pretraining: trains the distance of an objective that learns one (RelCon); else it is left out."""
+
+    rounds: int = Field(default=4, ge=1)
+    local_epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=1e-3, gt=0)
 
 
 class Finetune(Phase):
@@ -133,6 +144,7 @@ class Study(Settings):
     target: Target = Target()
     encoder: EncoderSettings = EncoderSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    distance: Distance = Distance()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     federation: Federation = Federation()
@@ -150,6 +162,16 @@ class Study(Settings):
         if self.finetune.rounds == 0:
             raise ValueError("finetune.rounds = 0 leaves nothing to evaluate: set it to 1 or more")
         return self
+
+    @property
+    def phases(self) -> dict[TrainingPhase, Phase]:
+        """The phases of training that this study has, in their order."""
+        phases: dict[TrainingPhase, Phase] = {}
+        if self.objective.relation.learned:
+            phases["distance"] = self.distance
+        if self.objective.method.pretrains and self.pretrain.rounds:
+            phases["pretrain"] = self.pretrain
+        return {**phases, "finetune": self.finetune}
 
     @property
     def digest(self) -> str:

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 MAXIMUM_TEXT = 200_000
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Task = Literal["describe", "pretrain", "finetune", "evaluate"]
+Task = Literal["describe", "distance", "pretrain", "finetune", "evaluate"]
 Split = Literal["validation", "test"]
 
 
@@ -54,6 +54,8 @@ class SiteDescription(Body):
     patients: int = Field(ge=0)
     train_patients: int = Field(ge=0)
     labelled_train_patients: int = Field(ge=0)
+    pretrain_patients: int = Field(ge=0)
+    """Training patients whom the study's objective can learn from."""
     validation_patients: int = Field(ge=0)
     test_patients: int = Field(ge=0)
 

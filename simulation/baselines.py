@@ -19,7 +19,7 @@ from client.evaluation import index_ecgs
 from client.site import SiteSettings, load_site, write_site
 from client.store import Store, open_store, record_ids
 from client.tasks import POOLED_FILE, SPLITS, has_label, prepare_device, scored_records, site_model
-from client.training import Rows, predict
+from client.training import predict
 from server.conduct import WEIGHTS_FILE
 from server.judging import strictest
 from server.report.files import RESULTS_FILE
@@ -34,6 +34,7 @@ from shared_model.bootstrap import (
 from shared_model.disclosure import round_count
 from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, histogram_of
+from shared_model.objectives.draws import Rows
 from shared_model.statistics import auroc
 from shared_model.study import Study
 from shared_model.wire import Instruction

@@ -11,7 +11,8 @@ from rich.console import Console
 from client.site import load_site
 from server.report.files import RESULTS_FILE
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.objectives.catalogue import METHODS
+from shared_model.objectives.catalogue import METHODS, Method
+from shared_model.objectives.settings import ObjectiveSettings, settings_of
 from shared_model.terminal import run_cli
 from simulation.experiment import Experiment, run_experiment
 from simulation.plan import load_plan
@@ -71,12 +72,19 @@ def run(
 @app.command()
 def methods(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
     """List the objectives that a study may name."""
-    rows = [{"name": m.name, "citation": m.citation, "departures": m.departures} for m in METHODS.values()]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([row_of(method) for method in METHODS.values()], indent=1))
         return
-    for row in rows:
-        typer.echo(f"{row['name']}\n    {row['citation']}\n    departs: {row['departures']}")
+    for method in METHODS.values():
+        typer.echo(f"{method.name}\n    {method.citation}\n    departs: {method.departures}")
+
+
+def row_of(method: Method) -> dict[str, object]:
+    """A row of the catalogue as plain values; `settings` are those it looks at, with what it starts from."""
+    usual = {name: field.default for name, field in ObjectiveSettings.model_fields.items()} | dict(method.defaults)
+    row: dict[str, object] = {key: value for key, value in vars(method).items() if key not in ("defaults", "published")}
+    settings = {key: usual[key] for key in sorted(settings_of(method))}
+    return row | {"settings": settings, "published": dict(method.published)}
 
 
 def own_sites(folders: list[Path]) -> dict[str, Path]:

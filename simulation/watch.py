@@ -53,7 +53,7 @@ class Watching:
     def __init__(self, study: Study, out: Path, site_dirs: Mapping[str, Path], progress: Progress) -> None:
         self.study, self.out, self.progress = study, out, progress
         self.site_dirs = site_dirs
-        self.rounds = progress.add_task("rounds", total=study.pretrain.rounds + study.finetune.rounds)
+        self.rounds = progress.add_task("rounds", total=sum(phase.rounds for phase in study.phases.values()))
         self.sites: dict[str, TaskID] = {}
         notices = out / NOTICES_FILE
         self.notices_read = notices.stat().st_size if notices.exists() else 0
@@ -67,9 +67,11 @@ class Watching:
         """Read the files once and move the bars."""
         study = read_json(self.out / STUDY_PROGRESS)
         if study:
-            before = self.study.pretrain.rounds if study["phase"] != "pretrain" else 0
-            finished = before + int(study["round"]) - 1 if study["phase"] in ("pretrain", "finetune") else None
-            total = self.study.pretrain.rounds + self.study.finetune.rounds
+            rounds = {name: phase.rounds for name, phase in self.study.phases.items()}
+            total, names = sum(rounds.values()), list(rounds)
+            finished = None
+            if study["phase"] in names:
+                finished = sum(rounds[name] for name in names[: names.index(study["phase"])]) + int(study["round"]) - 1
             name = f"{study['phase']} round {study['round']} of {study['rounds']}" if study["rounds"] else "beginning"
             self.progress.update(
                 self.rounds, description=name, completed=max(0, total if finished is None else finished)

@@ -95,6 +95,7 @@ def description(**changes: Any) -> SiteDescription:
         "patients": 100,
         "train_patients": 60,
         "labelled_train_patients": 50,
+        "pretrain_patients": 60,
         "validation_patients": 20,
         "test_patients": 20,
     }
@@ -147,8 +148,8 @@ Described = Mapping[str, SiteDescription | SiteFailure]
 def three_sites(**changes: SiteDescription | SiteFailure) -> Described:
     """Three made-up sites of different size; a keyword replaces or adds one."""
     usual: dict[str, SiteDescription | SiteFailure] = {
-        "alpha": description(train_patients=60, labelled_train_patients=50),
-        "beta": description(train_patients=30, labelled_train_patients=25),
-        "gamma": description(train_patients=10, labelled_train_patients=5),
+        "alpha": description(train_patients=60, pretrain_patients=60, labelled_train_patients=50),
+        "beta": description(train_patients=30, pretrain_patients=30, labelled_train_patients=25),
+        "gamma": description(train_patients=10, pretrain_patients=10, labelled_train_patients=5),
     }
     return {**usual, **changes}

@@ -53,7 +53,7 @@ def test_pretraining_without_labels_helps_a_frozen_probe(store: Store) -> None:
     model = build_model(study)
     untrained = probe_auroc(model["encoder"], store)
     rows = training_rows(store.index, study, "pretrain")
-    describe = describer(store, study.objective.relation, store.site_dir)
+    describe = describer(store, study, store.site_dir)
     work = LocalWork(study.pretrain, rows, learning_rate=2e-3, seed=0)
     outcome = pretrain(study, model, store, work, CPU, describe)
     assert outcome.diagnostics["violating_share"] < 0.9

@@ -13,12 +13,14 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer
 from torch import Tensor
 
-from shared_model.encoder import EncoderSettings, build_encoder, decay_groups
-from shared_model.objectives.catalogue import METHODS, ObjectiveSettings, pretraining_step
+from shared_model.encoder import EncoderSettings, build_encoder
+from shared_model.objectives.augmentations import augment, random_crop, random_gain, random_noise
+from shared_model.objectives.catalogue import METHODS
 from shared_model.objectives.losses import Diagnostics, collapse_warning, summarise, triplet_loss
 from shared_model.objectives.mining import Triplets, mine
 from shared_model.objectives.relations import RELATIONS
-from shared_model.objectives.views import augment, random_crop, random_gain, random_noise
+from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.objectives.step import Batch, Parts, pretraining_step
 from tests.twins import draw_twins
 
 MODES = ("farthest", "random", "beyond_nearest")
@@ -252,35 +254,16 @@ def test_augmentation_follows_from_the_seed() -> None:
 
 
 def step(
-    ecgs: Tensor, same_record: Tensor | None = None, seed: int = 0, **options: object
+    ecgs: Tensor, record: Tensor | None = None, seed: int = 0, **options: object
 ) -> tuple[Tensor, Diagnostics, torch.nn.Module]:
     objective = ObjectiveSettings.model_validate(options)
     encoder = build_encoder(EncoderSettings(), seed=1)
-    if same_record is None:
-        same_record = torch.eye(len(ecgs), dtype=torch.bool)
-    descriptors = objective.relation.describe(ecgs, ecgs != 0)
+    codes = torch.arange(len(ecgs)) if record is None else record
+    batch = Batch(ecgs, objective.relation.describe(ecgs, ecgs != 0), codes)
     torch.manual_seed(seed)  # dropout
-    loss, seen = pretraining_step(objective, encoder, ecgs, descriptors, same_record, seeded(seed))
+    loss, seen = pretraining_step(objective, Parts(encoder, encoder, {}), batch, seeded(seed))
     loss.backward()
     return loss.detach(), seen, encoder
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_row_takes_two_steps(name: str, twins: tuple[Tensor, Tensor]) -> None:
-    objective = ObjectiveSettings(name=name)
-    encoder = build_encoder(EncoderSettings(), seed=1)
-    optimizer = torch.optim.AdamW(decay_groups(encoder, 0.02), lr=1e-3)
-    ecgs = twins[0][:12]
-    descriptors = objective.relation.describe(ecgs, torch.ones_like(ecgs, dtype=torch.bool))
-    before = encoder.stem.weight.detach().clone()
-    for _ in range(2):
-        loss, seen = pretraining_step(objective, encoder, ecgs, descriptors, torch.eye(12, dtype=torch.bool), seeded(0))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        assert loss > 0
-        assert float(seen.usable_share) == 1.0
-    assert not torch.equal(encoder.stem.weight, before)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -294,7 +277,7 @@ def test_a_batch_too_small_for_triplets_teaches_nothing_and_harms_nothing(
 
 
 def test_a_batch_of_one_record_teaches_nothing(twins: tuple[Tensor, Tensor]) -> None:
-    loss, seen, _ = step(twins[0][:6], same_record=torch.ones(6, 6, dtype=torch.bool))
+    loss, seen, _ = step(twins[0][:6], record=torch.zeros(6))
     assert loss == 0
     assert float(seen.usable_share) == 0
     assert step(twins[0][:6])[0] > 0  # the same six as six records do
@@ -329,8 +312,8 @@ def test_mining_under_autocast_is_that_of_full_precision() -> None:
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             encoder = torch.nn.Identity()
-            nobody = torch.zeros(16, 16, dtype=torch.bool)
-            losses.append(pretraining_step(objective, encoder, embeddings, descriptors, nobody, seeded(0))[0])
+            batch = Batch(embeddings, descriptors, torch.arange(16))
+            losses.append(pretraining_step(objective, Parts(encoder, encoder, {}), batch, seeded(0))[0])
     assert losses[0] == losses[1]
 
 
@@ -338,13 +321,13 @@ def test_mining_under_autocast_is_that_of_full_precision() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_the_gpu_mines_as_on_the_cpu(twins: tuple[Tensor, Tensor]) -> None:
     ecgs = twins[0][:16]
-    objective, same_record = ObjectiveSettings(), torch.eye(16, dtype=torch.bool)
+    objective = ObjectiveSettings()
     descriptors = objective.relation.describe(ecgs, torch.ones_like(ecgs, dtype=torch.bool))
     losses = []
     for device in ("cpu", "cuda"):
         encoder = build_encoder(EncoderSettings(dropout=0.0), seed=1).to(device)
-        batch = [value.to(device) for value in (ecgs, descriptors, same_record)]
-        loss, _ = pretraining_step(objective, encoder, *batch, seeded(0))
+        batch = Batch(*(value.to(device) for value in (ecgs, descriptors, torch.arange(16))))
+        loss, _ = pretraining_step(objective, Parts(encoder, encoder, {}), batch, seeded(0))
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -360,12 +343,3 @@ def test_settings_start_from_the_row_and_refuse_what_is_unknown() -> None:
         ObjectiveSettings(negatives="nearest")
     with pytest.raises(ValidationError, match="margins"):
         ObjectiveSettings(margins=0.3)
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_rows_are_whole(method: object) -> None:
-    row = METHODS[method.name]  # type: ignore[attr-defined]
-    assert row.relation in RELATIONS
-    assert row.citation
-    assert row.departures
-    ObjectiveSettings(name=row.name, **row.defaults)

@@ -10,7 +10,8 @@ from client.tasks import refuse_chunked_batch_norm
 from client.training import encode
 from shared_model.encoder import EncoderSettings, build_encoder
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.objectives.catalogue import ObjectiveSettings, pretraining_step
+from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.objectives.step import Batch, Parts, pretraining_step
 from shared_model.study import Study
 
 
@@ -21,14 +22,8 @@ def step(encoder: nn.Module, physical_batch: int | None) -> tuple[Tensor, list[T
     objective = ObjectiveSettings(name="ssl_dml_l2")
     described = objective.relation.describe(signals, torch.ones_like(signals, dtype=torch.bool))
     encoder.zero_grad(set_to_none=True)
-    loss, _ = pretraining_step(
-        objective,
-        lambda x: encode(encoder, x, physical_batch),
-        signals,
-        described,
-        torch.eye(10, dtype=torch.bool),
-        generator,
-    )
+    parts = Parts(encoder, lambda x: encode(encoder, x, physical_batch), {})
+    loss, _ = pretraining_step(objective, parts, Batch(signals, described, torch.arange(10)), generator)
     loss.backward()
     return loss, [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
 

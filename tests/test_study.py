@@ -29,7 +29,7 @@ BAD = {
     'name = "x"\ncolour = 1': "unknown key colour",
     'name = "x"\n[finetune]\nrate = 1': "unknown key finetune.rate",
     'name = "x"\n[encoder]\ndepth = 3': "unknown key encoder.depth",
-    'name = "x"\n[objective]\ntemperature = 3': "unknown key objective.temperature",
+    'name = "x"\n[objective]\nheat = 3': "unknown key objective.heat",
     "seed = 1": "name",
     'name = ""': "name",
     'name = "x"\nseed = -1': "seed",

@@ -82,6 +82,7 @@ def test_a_site_describes_itself_in_rounded_counts(site_dirs: Sites, tmp_path: P
         "patients": rounded(index.patient, to),
         "train_patients": rounded(index.patient[index.split == 0], to),
         "labelled_train_patients": rounded(index.patient[labelled & (index.split == 0)], to),
+        "pretrain_patients": rounded(index.patient[index.split == 0], to),
         "validation_patients": rounded(index.patient[labelled & (index.split == 1)], to),
         "test_patients": rounded(index.patient[labelled & (index.split == 2)], to),
     }
@@ -318,5 +319,5 @@ def test_weights_of_another_encoder_do_not_fit() -> None:
 
 
 def test_the_client_app_answers_what_the_centre_asks() -> None:
-    assert set(MESSAGE_TYPES) == set(TASKS)
+    assert set(MESSAGE_TYPES) == {*TASKS, "distance"}
     assert callable(client.app.app)

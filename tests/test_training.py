@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from client import training
 from client.store import open_store
-from client.training import LocalWork, batches, predict, train
+from client.training import LocalWork, Outcome, predict, train
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import build_model
+from shared_model.objectives.draws import batches
 from shared_model.study import Phase, derive_seed
 from tests.federations import tiny_study
 
@@ -99,13 +100,17 @@ def squared(model: Line) -> training.StepLoss:
     return step_loss
 
 
+def fit(model: nn.Module, work: LocalWork, step_loss: training.StepLoss) -> Outcome:
+    return train(model, model, work, batches(work.rows, work.phase.batch_size, work.steps, work.seed), step_loss)
+
+
 def test_17_the_rate_of_the_round_reaches_the_optimiser() -> None:
     """Adam's first step is the rate times the sign of the gradient, whatever the gradient's size."""
     moved = []
     for rate in (1e-3, 2e-3):
         model = Line()
         before = model.weight.detach().clone()
-        train(model, model, LocalWork(PHASE, np.arange(8), rate, seed=1), squared(model))
+        fit(model, LocalWork(PHASE, np.arange(8), rate, seed=1), squared(model))
         moved.append((model.weight.detach() - before).abs())
     torch.testing.assert_close(moved[0], torch.full((1, 3), 1e-3), rtol=1e-3, atol=0)
     torch.testing.assert_close(moved[1], torch.full((1, 3), 2e-3), rtol=1e-3, atol=0)
@@ -123,7 +128,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch, mu: float) -> tuple[Line, list[tu
     with monkeypatch.context() as patch:
         patch.setattr(nn.utils, "clip_grad_norm_", look)
         work = LocalWork(PHASE, np.arange(40), 0.05, seed=3, proximal_mu=mu)
-        train(model, model, work, squared(model))
+        fit(model, work, squared(model))
     return model, seen
 
 
@@ -155,11 +160,11 @@ def test_the_gradient_is_clipped() -> None:
     """One huge gradient: Adam hides the size of a single step, so the moments are looked at."""
     phase = PHASE.model_copy(update={"gradient_clip_norm": 1.0})
     model = Line()
-    outcome = train(model, model, LocalWork(phase, np.arange(8), 1e-3, seed=1), squared(model))
+    outcome = fit(model, LocalWork(phase, np.arange(8), 1e-3, seed=1), squared(model))
     clipped = outcome.optimizer_state["0.exp_avg"] / 0.1
     torch.testing.assert_close(clipped.norm(), torch.tensor(1.0), rtol=1e-4, atol=0)
     model = Line()
-    outcome = train(model, model, LocalWork(PHASE, np.arange(8), 1e-3, seed=1), squared(model))
+    outcome = fit(model, LocalWork(PHASE, np.arange(8), 1e-3, seed=1), squared(model))
     assert (outcome.optimizer_state["0.exp_avg"] / 0.1).norm() > 2
 
 
@@ -168,7 +173,7 @@ def two_rounds(keep: bool) -> Tensor:
     kept: Mapping[str, Tensor] = {}
     for seed in (1, 2):
         work = LocalWork(PHASE, np.arange(16), 0.01, seed=seed, optimizer_state=kept)
-        outcome = train(model, model, work, squared(model))
+        outcome = fit(model, work, squared(model))
         kept = outcome.optimizer_state if keep else {}
     return model.weight.detach()
 
@@ -192,14 +197,14 @@ def test_a_loss_that_is_not_finite_ends_the_round() -> None:
         return model(X[rows]).sum() * torch.tensor(float("nan")), None
 
     with pytest.raises(HemoFedError, match="not finite") as caught:
-        train(model, model, LocalWork(PHASE, np.arange(8), 0.1, seed=1), broken)
+        fit(model, LocalWork(PHASE, np.arange(8), 0.1, seed=1), broken)
     assert caught.value.exit_code == ExitCode.SITE_FAILED
 
 
 def test_every_step_is_shown() -> None:
     model, seen = Line(), []
     work = LocalWork(PHASE, np.arange(24), 0.1, seed=1, on_step=lambda done, total: seen.append((done, total)))
-    train(model, model, work, squared(model))
+    fit(model, work, squared(model))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -360,7 +360,7 @@ class Results(Record):
 class RoundMetrics(Record):
     """One line of metrics.jsonl: one round of one phase. A value that is not finite is written as null."""
 
-    phase: Literal["pretrain", "finetune", "evaluate"]
+    phase: Literal["distance", "pretrain", "finetune", "evaluate"]
     round: int = Field(ge=0)
     seconds: float | None = None
     learning_rate: float | None = None

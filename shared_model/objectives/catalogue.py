@@ -1,19 +1,13 @@
-"""Every method as one row: views x relation x loss, its source, its published settings and our departures."""
+"""Every method as one row: draw x views x relation x loss, its source, its published settings and our departures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
-
-from shared_model.objectives.losses import Diagnostics, EmbeddingDistance, Reduction, triplet_loss
-from shared_model.objectives.mining import Negatives, mine
-from shared_model.objectives.relations import RELATIONS, Relation
-from shared_model.objectives.views import VIEWS
+from typing import Literal
 
 SSL_DML = "SSL-DML: Jeong, Stultz and Ghassemi, MLHC 2023, PMLR 219 (arXiv:2308.04650)"
+SUPERVISED_DML = f"supervised deep metric learning in {SSL_DML}"
+GOOD_VIEWS = "Good Views: arXiv:2411.17702"
+
 SSL_DML_PUBLISHED: Mapping[str, object] = {
     "margin": 0.2,
     "negatives": "farthest",
@@ -26,10 +20,36 @@ SSL_DML_PUBLISHED: Mapping[str, object] = {
     "weight_decay": 0.1,
     "epochs": 100,
 }
+SUPERVISED_DML_PUBLISHED: Mapping[str, object] = {
+    "margin": 0.2,
+    "beta": 1.2,
+    "angle_degrees": 45.0,
+    "task_weight": 3.0,
+    "embedding_dim": 128,
+    "batch_size": 64,
+    "optimizer": "Adam",
+    "learning_rate": 1e-4,
+    "weight_decay": 0.1,
+}
+GOOD_VIEWS_PUBLISHED: Mapping[str, object] = {
+    "temperature": 0.07,
+    "embedding_dim": 128,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "epochs": 50,
+}
 SSL_DML_DEPARTURES = (
     "embeddings are L2-normalised, so that the margin has a scale; negatives are all ECGs beyond the nearest "
     "10%; the loss is averaged over triplets inside the margin; AdamW without decay on norms and biases"
 )
+SUPERVISED_DML_DEPARTURES = (
+    "embeddings are L2-normalised; ties are never a negative; all labelled training patients are used, where the code "
+    "pretrains on one half of them and fine-tunes on the other; the task loss is off unless task_weight is set"
+)
+ONE_ENCODER = "our encoder, AdamW and schedule, the same for every row"
+
+EncoderKind = Literal["residual", "time_frequency", "recurrent"]
+Candidates = Literal["all", "across_views", "across_pairs"]
 
 
 @dataclass(frozen=True)
@@ -37,110 +57,255 @@ class Method:
     """One published method.
 
     Attributes:
-        views: key of `views.VIEWS`.
-        relation: key of `relations.RELATIONS`.
-        loss: what is minimised.
-        defaults: what an `ObjectiveSettings` of this name starts from, where it differs from the class's
-            defaults.
-        published: the source's own hyper-parameters.
+        relation: key of `relations.RELATIONS`: who is near whom.
+        loss: key of `step.LOSSES`.
         citation: the source.
         departures: where we differ from it and why, one sentence.
+        published: the source's own hyper-parameters, as far as they are known.
+        draw: key of `draws.DRAWS`: which ECGs meet in a batch.
+        views: key of `views.VIEWS`: how each of them becomes rows to embed.
+        candidates: which rows a contrastive loss compares: all, those of different views, or those of different
+            sides of a drawn pair.
+        defaults: what an `ObjectiveSettings` of this name starts from, where it differs from the class's
+            defaults.
+        projector: the loss looks at a small network's output, which is thrown away after pretraining.
+        encoder: which network is trained; `residual` is the study's ResNet.
+        labels: pretraining uses the target's labels, so that it sees labelled training ECGs only.
+        pretrains: False leaves the phase out.
     """
 
     name: str
-    views: str
     relation: str
     loss: str
     citation: str
     departures: str
-    published: Mapping[str, object]
+    published: Mapping[str, object] = field(default_factory=dict)
+    draw: str = "shuffled"
+    views: str = "as_is"
+    candidates: Candidates = "all"
     defaults: Mapping[str, object] = field(default_factory=dict)
+    projector: bool = False
+    encoder: EncoderKind = "residual"
+    labels: bool = False
+    pretrains: bool = True
 
 
 def _ssl_dml(relation: str, departures: str) -> Method:
-    name, text = f"ssl_dml_{relation}", f"{departures}; {SSL_DML_DEPARTURES}"
-    return Method(name, "as_is", relation, "triplet", SSL_DML, text, SSL_DML_PUBLISHED)
+    text = f"{departures}; {SSL_DML_DEPARTURES}"
+    return Method(f"ssl_dml_{relation}", relation, "triplet", SSL_DML, text, SSL_DML_PUBLISHED)
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        _ssl_dml("l1", "mean absolute difference, as the code does under the name Euclidean, at 62.5 Hz"),
-        _ssl_dml("l2", "the Euclidean distance the paper names, at 62.5 Hz"),
-        _ssl_dml("dtw", "warped over time, where the code warped over leads; II, V1, V5 at 62.5 Hz, band +-1 s"),
-        _ssl_dml("dtw_12_lead", "warped over time, where the code warped over leads; 62.5 Hz, band +-1 s"),
-        _ssl_dml("median_beat", "R-aligned median beat, RR and its variation, as raw samples measure beat phase"),
+def _supervised_dml(kind: str, relation: str, loss: str, departures: str, **defaults: object) -> Method:
+    return Method(
+        f"supervised_dml_{kind}",
+        relation,
+        loss,
+        SUPERVISED_DML,
+        f"{departures}; {SUPERVISED_DML_DEPARTURES}",
+        SUPERVISED_DML_PUBLISHED,
+        defaults=defaults,
+        labels=True,
     )
-}
+
+
+def _good_views(
+    kind: str, relation: str, departures: str, views: str = "as_is", draw: str = "shuffled", **defaults: object
+) -> Method:
+    return Method(
+        f"good_views_{kind}",
+        relation,
+        "info_nce_inside_log",
+        GOOD_VIEWS,
+        f"{departures}; {ONE_ENCODER}",
+        GOOD_VIEWS_PUBLISHED,
+        draw=draw,
+        views=views,
+        defaults={"temperature": 0.07, **defaults},
+    )
+
+
+NEAREST_AND_FARTHEST = {"negatives": "farthest", "farthest_k": 1}
+
+ROWS = (
+    Method(
+        "supervised",
+        "label",
+        "none",
+        f"supervised baseline in {SSL_DML}",
+        "no pretraining; classification or regression as the study's target says; augmented by crop, gain and noise",
+        pretrains=False,
+    ),
+    _supervised_dml(
+        "triplet",
+        "label",
+        "triplet",
+        "positive: nearest label; negative: farthest label",
+        margin=0.2,
+        **NEAREST_AND_FARTHEST,
+    ),
+    _supervised_dml(
+        "margin",
+        "label",
+        "margin",
+        "one boundary for all labels, trained, where the code indexes it by the label and never trains it",
+        margin=0.2,
+        **NEAREST_AND_FARTHEST,
+    ),
+    _supervised_dml(
+        "angular", "label", "angular", "positive: nearest label; negative: farthest label", **NEAREST_AND_FARTHEST
+    ),
+    _supervised_dml(
+        "npair",
+        "same_class",
+        "triplet",
+        "positive: any ECG of the same class, where the code needs the very same label; negative: any of the other",
+        positives="random",
+        negatives="random",
+        margin=0.2,
+    ),
+    _supervised_dml(
+        "semihard",
+        "same_class",
+        "triplet",
+        "positive: any ECG of the same class; negative: farther than it, but inside the margin",
+        positives="random",
+        negatives="semihard",
+        margin=0.2,
+    ),
+    _supervised_dml(
+        "softhard",
+        "same_class",
+        "triplet",
+        "positive and negative drawn among those that the embedding confuses",
+        positives="random",
+        negatives="softhard",
+        margin=0.2,
+    ),
+    Method(
+        "rank_n_contrast",
+        "label",
+        "rank_n_contrast",
+        "Rank-N-Contrast: Zha et al., NeurIPS 2023 (arXiv:2210.01189)",
+        f"one view an ECG where the source takes two; {ONE_ENCODER}",
+        {"temperature": 2.0},
+        defaults={"temperature": 2.0},
+        labels=True,
+    ),
+    _ssl_dml("l1", "mean absolute difference, as the code does under the name Euclidean, at 62.5 Hz"),
+    _ssl_dml("l2", "the Euclidean distance the paper names, at 62.5 Hz"),
+    _ssl_dml("dtw", "warped over time, where the code warped over leads; II, V1, V5 at 62.5 Hz, band +-1 s"),
+    _ssl_dml("dtw_12_lead", "warped over time, where the code warped over leads; 62.5 Hz, band +-1 s"),
+    _ssl_dml("median_beat", "R-aligned median beat, RR and its variation, as raw samples measure beat phase"),
+    _ssl_dml("wave_attributes", "rate, intervals and axes, as Good Views compares them, in place of samples"),
+    _ssl_dml("learned", "RelCon's motif distance, trained before, in place of samples"),
+    Method(
+        "simclr",
+        "same_record",
+        "info_nce",
+        "SimCLR: Chen et al., ICML 2020 (arXiv:2002.05709)",
+        f"physiological augmentations in place of those of images; {ONE_ENCODER}",
+        {"temperature": 0.1, "projection_dim": 128},
+        views="two_augmented",
+        projector=True,
+    ),
+    Method(
+        "cmsc",
+        "same_patient",
+        "info_nce",
+        "CLOCS (CMSC): Kiyasseh, Zhu and Clifton, ICML 2021 (arXiv:2005.13249)",
+        f"the patient's own id, where the published SSL-DML code took the ECG's number; {ONE_ENCODER}",
+        {"temperature": 0.1, "embedding_dim": 128},
+        draw="whole_patients",
+        views="two_halves",
+        candidates="across_views",
+    ),
+    Method(
+        "tf_c",
+        "same_record",
+        "tf_c",
+        "TF-C: Zhang et al., NeurIPS 2022 (arXiv:2206.08496)",
+        "residual networks in both domains; the spectrum of each lead up to 50 Hz; physiological augmentations in "
+        f"time; {ONE_ENCODER}",
+        {"temperature": 0.2, "consistency_weight": 0.2, "consistency_margin": 1.0},
+        views="original_and_augmented",
+        defaults={"temperature": 0.2},
+        encoder="time_frequency",
+    ),
+    Method(
+        "pclr",
+        "same_patient",
+        "info_nce",
+        "PCLR: Diamant et al., PLoS Computational Biology 2022 (arXiv:2104.04569)",
+        f"two ECGs of a patient are drawn whenever they were taken; {ONE_ENCODER}",
+        {"temperature": 0.1, "embedding_dim": 320},
+        draw="patient_pairs",
+        projector=True,
+    ),
+    Method(
+        "relcon",
+        "learned",
+        "relative",
+        "RelCon: Xu et al., ICLR 2025 (arXiv:2411.18822)",
+        "12 leads; the motif distance is trained federated, then frozen; candidates within the patient are the other "
+        "crop and the patient's other ECGs, since an archive holds about two, where the source draws 20 of one hour; "
+        f"{ONE_ENCODER}",
+        {
+            "temperature": 0.1,
+            "within_user_candidates": 20,
+            "batch_size": 64,
+            "learning_rate": 1e-6,
+            "epochs": 100,
+            "distance_embedding_dim": 64,
+            "distance_kernel": 15,
+            "distance_learning_rate": 1e-3,
+            "distance_epochs": 10,
+        },
+        draw="whole_patients",
+        views="two_crops",
+    ),
+    Method(
+        "relcon_median_beat",
+        "median_beat",
+        "relative",
+        "RelCon: Xu et al., ICLR 2025 (arXiv:2411.18822)",
+        f"as relcon, with the distance of R-aligned median beats in place of the learned one; {ONE_ENCODER}",
+        {"temperature": 0.1},
+        draw="whole_patients",
+        views="two_crops",
+    ),
+    Method(
+        "ebcl",
+        "same_patient",
+        "info_nce",
+        "EBCL: Oufattole et al., MLHC 2024 (arXiv:2312.10308)",
+        "the event is a catheterisation, the views are the last ECG before and the first after it; the temperature is "
+        f"learned and clamped; {ONE_ENCODER}",
+        {"embedding_dim": 32, "batch_size": 256, "learning_rate": 3e-4, "dropout": 0.5, "epochs": 100},
+        draw="around_events",
+        candidates="across_pairs",
+        projector=True,
+        defaults={"learn_temperature": True},
+    ),
+    _good_views("time", "same_record", "the two halves of an ECG", views="two_halves"),
+    _good_views("lead", "same_record", "limb leads and chest leads of an ECG", views="two_lead_groups"),
+    _good_views("augmentation", "same_record", "physiological augmentations", views="two_augmented"),
+    _good_views("patient", "same_patient", "two ECGs of a patient", draw="patient_pairs"),
+    _good_views("demographics", "same_demographics", "the same sex and decade of age"),
+    _good_views("rhythm", "same_group", "the same value in `group_column`, a label column, for example the rhythm"),
+    _good_views(
+        "wave_attributes",
+        "wave_attributes",
+        "attributes within `radius`, as the paper says, where its code clusters training and test ECGs together",
+        radius=1.0,
+    ),
+    Method(
+        "cpc",
+        "same_record",
+        "cpc",
+        "CPC: van den Oord et al. 2018 (arXiv:1807.03748); for ECGs Mehari and Strodthoff 2022 (arXiv:2103.12676)",
+        "a small strided convolution and a GRU in place of the larger networks; AdamW and schedule as of every row",
+        encoder="recurrent",
+    ),
+)
+METHODS = {method.name: method for method in ROWS}
 DEFAULT_METHOD = "ssl_dml_median_beat"
-
-
-class ObjectiveSettings(BaseModel):
-    """The objective of pretraining: a row of the catalogue and its settings; the row gives defaults.
-
-    Attributes:
-        margin: of the triplet loss, in units of `embedding_distance`.
-        negatives: all ECGs beyond the nearest `nearest_share`, one of the `farthest_k` farthest, or a random
-            one.
-        embedding_distance: cosine distance of L2-normalised embeddings, or squared L2 as published.
-        reduction: mean over the triplets inside the margin, or over all of them as published.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str = DEFAULT_METHOD
-    margin: float = Field(default=0.3, gt=0)
-    negatives: Negatives = "beyond_nearest"
-    farthest_k: int = Field(default=2, ge=1)
-    nearest_share: float = Field(default=0.1, ge=0, lt=1)
-    embedding_distance: EmbeddingDistance = "cosine"
-    reduction: Reduction = "violating"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_row(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        name = given.get("name", DEFAULT_METHOD)
-        if not isinstance(name, str) or name not in METHODS:
-            raise ValueError(f"unknown objective {name!r}: use one of {', '.join(sorted(METHODS))}")
-        return {**METHODS[name].defaults, **given}
-
-    @property
-    def method(self) -> Method:
-        """The row."""
-        return METHODS[self.name]
-
-    @property
-    def relation(self) -> Relation:
-        """How this objective describes and compares ECGs."""
-        return RELATIONS[self.method.relation]
-
-
-def pretraining_step(
-    settings: ObjectiveSettings,
-    encoder: Callable[[Tensor], Tensor],
-    signals: Tensor,
-    descriptors: Tensor,
-    same_record: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Diagnostics]:
-    """Loss of one batch of unlabelled ECGs; the caller takes the step.
-
-    A batch in which no ECG has both a positive and a negative (fewer than three records) gives a loss of 0
-    with zero gradients and `usable_share` 0; `losses.summarise` counts such batches.
-
-    Args:
-        signals: (batch, 12, 2500) float32, mV, 250 Hz, 0 where missing.
-        descriptors: (batch, width) float32, from `settings.relation.describe`, on the device of `signals`.
-        same_record: (batch, batch) bool, True where two rows are segments of one record.
-        generator: draws views and negatives.
-    """
-    (view,) = VIEWS[settings.method.views](signals, generator)
-    embeddings = encoder(view)
-    with torch.autocast(signals.device.type, enabled=False):  # bfloat16 cannot tell near from nearer
-        distance = settings.relation.distance(descriptors)
-        triplets = mine(
-            distance, same_record, settings.negatives, generator, settings.farthest_k, settings.nearest_share
-        )
-        return triplet_loss(embeddings, triplets, settings.margin, settings.embedding_distance, settings.reduction)

@@ -14,13 +14,15 @@ EmbeddingDistance = Literal["cosine", "squared_l2"]
 Reduction = Literal["violating", "all"]
 
 HUB_SHARE = 0.05  # "hubs" are the 5% of ECGs used most often as a positive
+SMALLEST_SQUARE = 1e-8  # under a root: duplicates have distance 0, whose gradient is infinite
 SICK_VIOLATING_SHARE = 0.6  # prototype: healthy runs end at 0.09-0.16, raw L1 at 0.65-0.74
 SICK_MEAN_COSINE = 0.5  # prototype: healthy runs end near 0-0.1, raw L1 at 0.58-0.66
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Health of one step; every entry is a 0-d float32 tensor on the batch's device, so no step waits for it.
+    """Health of one step; every entry is a 0-d float32 tensor on the batch's device, so no step waits for it. NaN where
+    a number has no meaning for the loss: there are triplets only where a method mines them.
 
     Attributes:
         violating_share: share of triplets inside the margin.
@@ -67,6 +69,61 @@ def triplet_loss(
     return loss, _diagnose(cosine.detach(), triplets, violating, total)
 
 
+def margin_loss(embeddings: Tensor, triplets: Triplets, beta: Tensor, margin: float) -> tuple[Tensor, Diagnostics]:
+    """Margin loss max(0, m + D(a, p) - beta) + max(0, m + beta - D(a, n)) over the triplets, D the Euclidean distance
+    of L2-normalised embeddings, averaged over the pairs inside the margin.
+
+    Source: Wu et al. 2017 (arXiv:1706.07567), section 4.2, with one boundary for all.
+
+    Args:
+        beta: () the boundary, a trained parameter.
+    """
+    _, cosine = _unit_and_cosine(embeddings)
+    apart = (2 - 2 * cosine).clamp(min=SMALLEST_SQUARE).sqrt()
+    to_positive = apart.gather(1, triplets.positive[:, None]).squeeze(1)
+    pull = torch.where(triplets.usable, (to_positive - beta + margin).relu(), 0.0)
+    push = torch.where(triplets.negatives & triplets.usable[:, None], (beta - apart + margin).relu(), 0.0)
+    inside = (pull > 0).sum() + (push > 0).sum()
+    violating, total = (push > 0).sum(), triplets.negatives.sum()
+    return (pull.sum() + push.sum()) / inside.clamp(min=1), _diagnose(cosine.detach(), triplets, violating, total)
+
+
+def angular_loss(embeddings: Tensor, triplets: Triplets, angle_degrees: float) -> tuple[Tensor, Diagnostics]:
+    """Angular loss log(1 + sum over negatives exp(4 tan^2(alpha) (a + p) . n - 2 (1 + tan^2(alpha)) a . p)), averaged
+    over anchors, on L2-normalised embeddings.
+
+    Source: Wang et al. 2017 (arXiv:1708.01682), eq. 8.
+    """
+    unit, cosine = _unit_and_cosine(embeddings)
+    positive = unit[triplets.positive]
+    tangent = math.tan(math.radians(angle_degrees)) ** 2
+    term = 4 * tangent * (unit + positive) @ unit.T - 2 * (1 + tangent) * (unit * positive).sum(1, keepdim=True)
+    chosen = triplets.negatives & triplets.usable[:, None]
+    zero = term.new_zeros(len(term), 1)
+    losses = torch.cat([zero, term.masked_fill(~chosen, -torch.inf)], 1).logsumexp(1)
+    loss = torch.where(triplets.usable, losses, 0.0).sum() / triplets.usable.sum().clamp(min=1)
+    violating = (chosen & (term > 0)).sum()
+    return loss, _diagnose(cosine.detach(), triplets, violating, triplets.negatives.sum())
+
+
+def _unit_and_cosine(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    return unit, unit @ unit.T
+
+
+def of_pairs(cosine: Tensor, usable: Tensor) -> Diagnostics:
+    """Health of a step without triplets.
+
+    Args:
+        cosine: (rows, rows), between embeddings, without gradient.
+        usable: (rows,) bool: rows that taught something.
+    """
+    rows = len(cosine)
+    nothing = cosine.new_tensor(math.nan)
+    mean = (cosine.sum() - cosine.diagonal().sum()) / max(rows * (rows - 1), 1)
+    return Diagnostics(nothing, mean, nothing, nothing, usable.float().mean())
+
+
 def _squared_l2(embeddings: Tensor) -> Tensor:
     square = embeddings.square().sum(1)
     return (square[:, None] + square[None, :] - 2 * embeddings @ embeddings.T).clamp(min=0)
@@ -98,7 +155,7 @@ def summarise(steps: Sequence[Diagnostics]) -> dict[str, float]:
         return dict.fromkeys(names, math.nan) | {"skipped_batches": 0.0}
     table = torch.stack([torch.stack([getattr(step, name) for name in names]) for step in steps]).double().cpu()
     taught = table[:, names.index("usable_share")] > 0
-    means = (table[taught] if taught.any() else table).mean(0)
+    means = (table[taught] if taught.any() else table).nanmean(0)
     summary = dict(zip(names, means.tolist(), strict=True))
     summary["usable_share"] = float(table[:, names.index("usable_share")].mean())
     summary["skipped_batches"] = float((~taught).sum())

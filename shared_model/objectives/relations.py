@@ -14,6 +14,7 @@ from torch import Tensor
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH, describe_beats
 from shared_model.dtw import pairwise_dtw
 from shared_model.leads import LEADS
+from shared_model.objectives.facts import absolute_difference, equal_distance
 
 LEAD_COUNT = len(LEADS)
 RAW_STRIDE = 4  # 250 Hz -> 62.5 Hz
@@ -36,6 +37,8 @@ class Relation:
             two ECGs cannot be compared.
         width: columns of a description.
         cached: True if describing is slow enough to be done once and stored at the site.
+        facts: the description is these facts of an ECG (`client.facts`), not anything of its signal.
+        learned: the distance is that of a network trained beforehand (`motif_distance`), not `distance`.
         version: raised whenever the description changes, so that what is stored is not mistaken for the new
             one.
         source: where it comes from.
@@ -48,6 +51,8 @@ class Relation:
     cached: bool
     source: str
     version: int = 1
+    facts: tuple[str, ...] = ()
+    learned: bool = False
 
     @property
     def cache_name(self) -> str:
@@ -110,6 +115,15 @@ def dtw_distance(raw: Tensor) -> Tensor:
     return _zero_diagonal(distance.masked_fill(blank[:, None] | blank[None, :], torch.inf))
 
 
+def describe_nothing(signals: Tensor, present: Tensor) -> Tensor:  # noqa: ARG001
+    """For relations that look at facts, or at the whole ECG: (n, 12, 2500) -> (n, 0)."""
+    return signals.new_zeros(len(signals), 0)
+
+
+def _incomparable(described: Tensor) -> Tensor:
+    return described.new_full((len(described), len(described)), torch.inf)
+
+
 def _squared_l2_by_lead(x: Tensor) -> Tensor:
     """Squared Euclidean distance by matmul: (batch, lead, time) -> (lead, batch, batch)."""
     x = x.transpose(0, 1)  # (lead, batch, time)
@@ -135,6 +149,10 @@ def _zero_diagonal(distance: Tensor) -> Tensor:
     return distance.fill_diagonal_(0.0)
 
 
+def _of_facts(name: str, distance: Callable[[Tensor], Tensor], facts: tuple[str, ...], source: str) -> Relation:
+    return Relation(name, describe_nothing, distance, len(facts), False, source, facts=facts)
+
+
 RAW_WIDTH = LEAD_COUNT * RAW_SAMPLES
 RELATIONS = {
     relation.name: relation
@@ -144,5 +162,12 @@ RELATIONS = {
         Relation("dtw", describe_dtw, dtw_distance, 3 * RAW_SAMPLES, False, "SSL-DML paper; Sakoe and Chiba 1978"),
         Relation("dtw_12_lead", describe_raw, dtw_distance, RAW_WIDTH, False, "SSL-DML paper; Sakoe and Chiba 1978"),
         Relation("median_beat", describe_median_beat, median_beat_distance, DESCRIPTOR_WIDTH, True, "HemoFed"),
+        Relation("learned", describe_nothing, _incomparable, 0, False, "RelCon's motif distance", learned=True),
+        _of_facts("same_record", equal_distance, ("record",), "SimCLR"),
+        _of_facts("same_patient", equal_distance, ("patient",), "CLOCS, PCLR"),
+        _of_facts("same_demographics", equal_distance, ("age_band", "female"), "Good Views"),
+        _of_facts("same_group", equal_distance, ("group",), "Good Views: the rhythm label"),
+        _of_facts("same_class", equal_distance, ("positive",), "SSL-DML code: npair, semihard, softhard"),
+        _of_facts("label", absolute_difference, ("value",), "SSL-DML code: labelbased; Rank-N-Contrast"),
     )
 }

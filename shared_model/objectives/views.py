@@ -1,13 +1,13 @@
-"""How a batch of ECGs becomes the rows that are embedded: as they are, or changed as recordings differ."""
+"""How each ECG of a batch becomes the rows that are embedded: as it is, disturbed twice, or in two parts."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-CROP_SHARE = 0.9  # 9 of 10 s
-GAIN_RANGE = 0.1  # calibration and body habitus: +-10%
-NOISE_MV = 0.01  # of the order of an electrocardiograph's own noise (IEC 60601-2-25 allows 0.03 mV peak to valley)
+from shared_model.objectives.augmentations import random_crop, strong_augment
+
+LIMB_LEADS = 6  # the first six of the canonical order; the chest leads follow
 
 
 def as_is(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: ARG001
@@ -15,35 +15,43 @@ def as_is(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:  #
     return (signals,)
 
 
-def random_crop(signals: Tensor, generator: torch.Generator, share: float = CROP_SHARE) -> Tensor:
-    """A window of `share` of the time at a random start, drawn for each ECG: (batch, lead, share * time)."""
-    batch, leads, time = signals.shape
-    length = int(time * share)
-    start = _uniform((batch, 1, 1), generator, signals.device)
-    index = (start * (time - length + 1)).long() + torch.arange(length, device=signals.device)
-    return signals.gather(2, index.expand(batch, leads, length))
+def two_augmented(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Each ECG twice, differently disturbed (SimCLR: Chen et al. 2020, arXiv:2002.05709)."""
+    return strong_augment(signals, generator), strong_augment(signals, generator)
 
 
-def random_gain(signals: Tensor, generator: torch.Generator, share: float = GAIN_RANGE) -> Tensor:
-    """One factor in 1 +- `share` for each ECG, the same for all its leads, so that Einthoven's law holds."""
-    draw = _uniform((len(signals), 1, 1), generator, signals.device)
-    return signals * (1 + share * (2 * draw - 1))
+def two_halves(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """The first and the second 5 s (contrastive multi-segment coding, CLOCS: Kiyasseh et al. 2021,
+    arXiv:2005.13249)."""
+    half = signals.shape[-1] // 2
+    return signals[..., :half], signals[..., half : 2 * half]
 
 
-def random_noise(signals: Tensor, generator: torch.Generator, scale_mv: float = NOISE_MV) -> Tensor:
-    """White Gaussian noise with SD `scale_mv`; samples that are exactly 0 are missing and stay so."""
-    noise = torch.randn(signals.shape, generator=generator, device=generator.device).to(signals.device)
-    return signals + scale_mv * noise * (signals != 0)
+def two_lead_groups(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """The six limb leads, and the six chest leads, the others 0, that is missing (CLOCS between leads)."""
+    limb = torch.zeros_like(signals)
+    chest = torch.zeros_like(signals)
+    limb[:, :LIMB_LEADS] = signals[:, :LIMB_LEADS]
+    chest[:, LIMB_LEADS:] = signals[:, LIMB_LEADS:]
+    return limb, chest
 
 
-def augment(signals: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop, gain and noise for supervised training: (batch, 12, 2500) mV -> (batch, 12, 2250) mV."""
-    return random_noise(random_gain(random_crop(signals, generator), generator), generator)
+def two_crops(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Two windows of 5 s at random places, which may overlap."""
+    return random_crop(signals, generator, 0.5), random_crop(signals, generator, 0.5)
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
+def original_and_augmented(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """An ECG as it is, and disturbed."""
+    return signals, strong_augment(signals, generator)
 
 
 View = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
-VIEWS: dict[str, View] = {"as_is": as_is}
+VIEWS: dict[str, View] = {
+    "as_is": as_is,
+    "two_augmented": two_augmented,
+    "original_and_augmented": original_and_augmented,
+    "two_halves": two_halves,
+    "two_lead_groups": two_lead_groups,
+    "two_crops": two_crops,
+}
