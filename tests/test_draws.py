@@ -13,6 +13,7 @@ from shared_model.objectives.draws import (
     Cohort,
     DrawSettings,
     around_events,
+    drawable_patients,
     patient_pairs,
     whole_patients,
 )
