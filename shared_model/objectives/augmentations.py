@@ -170,14 +170,15 @@ def present_samples(signals: Tensor) -> Tensor:
     Gaps of twice GAP_SAMPLES are found whatever their place; single zeros within a trace are signal.
     """
     moving = signals != 0
-    time = signals.shape[2]
-    padding = -time % GAP_SAMPLES
-    blocks = torch.nn.functional.pad(moving, (0, padding)).unflatten(2, (-1, GAP_SAMPLES))  # (batch, lead, block, 25)
+    batch, leads, time = signals.shape
+    padded = torch.nn.functional.pad(moving, (0, -time % GAP_SAMPLES))
+    blocks = padded.reshape(batch, leads, -1, GAP_SAMPLES)
     block = blocks.any(3)
     before = torch.nn.functional.pad(block[:, :, :-1], (1, 0), value=True)
     after = torch.nn.functional.pad(block[:, :, 1:], (0, 1), value=True)
     signal = (block & before & after)[:, :, :, None]
-    return (blocks | signal).flatten(2)[:, :, :time]
+    there: Tensor = (blocks | signal).flatten(2)[:, :, :time]
+    return there
 
 
 Part = tuple[Tensor, Tensor]
