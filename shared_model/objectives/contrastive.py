@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shared_model.objectives.losses import Diagnostics, of_pairs
+from shared_model.objectives.similarity import unit_and_cosine
 
 PairSum = Literal["each", "sum_inside_log"]
 
@@ -30,12 +31,11 @@ def info_nce(
     Args:
         embeddings: (rows, embedding_dim) float32.
         distance: (rows, rows): at most `radius` is a positive, +inf cannot be compared.
-        excluded: (rows, rows) bool: neither positive nor candidate.
+        excluded: (rows, rows) bool: neither positive nor candidate; the diagonal among them.
         temperature: t, a number or a trained 0-d tensor.
         candidates: (rows, rows) bool: further limits who is compared; None compares all.
     """
-    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    cosine = unit @ unit.T
+    _, cosine = unit_and_cosine(embeddings)
     compared = distance.isfinite() & ~excluded
     if candidates is not None:
         compared = compared & candidates

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from shared_model.objectives.mining import Triplets
+from shared_model.objectives.similarity import euclidean, product, squared_l2, unit_and_cosine
 
 EmbeddingDistance = Literal["cosine", "squared_l2"]
 Reduction = Literal["violating", "all"]
 
 HUB_SHARE = 0.05  # "hubs" are the 5% of ECGs used most often as a positive
-SMALLEST_SQUARE = 1e-8  # under a root: duplicates have distance 0, whose gradient is infinite
 SICK_VIOLATING_SHARE = 0.6  # prototype: healthy runs end at 0.09-0.16, raw L1 at 0.65-0.74
 SICK_MEAN_COSINE = 0.5  # prototype: healthy runs end near 0-0.1, raw L1 at 0.58-0.66
 
@@ -57,10 +57,8 @@ def triplet_loss(
         embeddings: (batch, embedding_dim) float32.
         triplets: what mining chose; an anchor without negatives adds nothing.
     """
-    embeddings = embeddings.float()  # under autocast embeddings come in bfloat16: too coarse for differences
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
-    cosine = unit @ unit.T
-    apart = 1 - cosine if distance == "cosine" else _squared_l2(embeddings)
+    _, cosine = unit_and_cosine(embeddings)
+    apart = 1 - cosine if distance == "cosine" else squared_l2(embeddings)
     to_positive = apart.gather(1, triplets.positive[:, None])
     hinge = torch.where(triplets.negatives, (to_positive - apart + margin).relu(), 0.0)
     violating, total = (hinge > 0).sum(), triplets.negatives.sum()
@@ -73,16 +71,18 @@ def margin_loss(embeddings: Tensor, triplets: Triplets, beta: Tensor, margin: fl
     """Margin loss max(0, m + D(a, p) - beta) + max(0, m + beta - D(a, n)) over the triplets, D the Euclidean distance
     of L2-normalised embeddings, averaged over the pairs inside the margin.
 
-    Source: Wu et al. 2017 (arXiv:1706.07567), section 4.2, with one boundary for all.
+    A positive counts once an anchor, however many negatives it has. Nothing but the loss holds beta: too large a value
+    is pushed down by the negatives, too small a one up by the positives. Source: Wu et al. 2017 (arXiv:1706.07567),
+    section 4.2, with one boundary for all and without its regulariser.
 
     Args:
         beta: () the boundary, a trained parameter.
     """
-    _, cosine = _unit_and_cosine(embeddings)
-    apart = (2 - 2 * cosine).clamp(min=SMALLEST_SQUARE).sqrt()
+    unit, cosine = unit_and_cosine(embeddings)
+    apart = euclidean(unit)
     to_positive = apart.gather(1, triplets.positive[:, None]).squeeze(1)
     pull = torch.where(triplets.usable, (to_positive - beta + margin).relu(), 0.0)
-    push = torch.where(triplets.negatives & triplets.usable[:, None], (beta - apart + margin).relu(), 0.0)
+    push = torch.where(triplets.negatives, (beta - apart + margin).relu(), 0.0)
     inside = (pull > 0).sum() + (push > 0).sum()
     violating, total = (push > 0).sum(), triplets.negatives.sum()
     return (pull.sum() + push.sum()) / inside.clamp(min=1), _diagnose(cosine.detach(), triplets, violating, total)
@@ -94,21 +94,15 @@ def angular_loss(embeddings: Tensor, triplets: Triplets, angle_degrees: float) -
 
     Source: Wang et al. 2017 (arXiv:1708.01682), eq. 8.
     """
-    unit, cosine = _unit_and_cosine(embeddings)
+    unit, cosine = unit_and_cosine(embeddings)
     positive = unit[triplets.positive]
     tangent = math.tan(math.radians(angle_degrees)) ** 2
-    term = 4 * tangent * (unit + positive) @ unit.T - 2 * (1 + tangent) * (unit * positive).sum(1, keepdim=True)
-    chosen = triplets.negatives & triplets.usable[:, None]
+    term = 4 * tangent * product(unit + positive, unit) - 2 * (1 + tangent) * (unit * positive).sum(1, keepdim=True)
     zero = term.new_zeros(len(term), 1)
-    losses = torch.cat([zero, term.masked_fill(~chosen, -torch.inf)], 1).logsumexp(1)
+    losses = torch.cat([zero, term.masked_fill(~triplets.negatives, -torch.inf)], 1).logsumexp(1)
     loss = torch.where(triplets.usable, losses, 0.0).sum() / triplets.usable.sum().clamp(min=1)
-    violating = (chosen & (term > 0)).sum()
+    violating = (triplets.negatives & (term > 0)).sum()
     return loss, _diagnose(cosine.detach(), triplets, violating, triplets.negatives.sum())
-
-
-def _unit_and_cosine(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    return unit, unit @ unit.T
 
 
 def of_pairs(cosine: Tensor, usable: Tensor) -> Diagnostics:
@@ -122,11 +116,6 @@ def of_pairs(cosine: Tensor, usable: Tensor) -> Diagnostics:
     nothing = cosine.new_tensor(math.nan)
     mean = (cosine.sum() - cosine.diagonal().sum()) / max(rows * (rows - 1), 1)
     return Diagnostics(nothing, mean, nothing, nothing, usable.float().mean())
-
-
-def _squared_l2(embeddings: Tensor) -> Tensor:
-    square = embeddings.square().sum(1)
-    return (square[:, None] + square[None, :] - 2 * embeddings @ embeddings.T).clamp(min=0)
 
 
 def _diagnose(cosine: Tensor, triplets: Triplets, violating: Tensor, total: Tensor) -> Diagnostics:

@@ -6,8 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shared_model.objectives.similarity import unit_and_cosine
+
 Positives = Literal["nearest", "random"]
 Negatives = Literal["beyond_nearest", "farthest", "random", "semihard", "softhard"]
+LOOKING_AT_EMBEDDINGS = ("semihard", "softhard")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ def mine(
 ) -> Triplets:
     """A positive and negatives for every anchor.
 
-    An ECG as near as the positive (a tie of labels, the same class) is never a negative of the modes but
-    `beyond_nearest`, which goes by rank.
+    A negative is always farther than the positive: where all labels tie there is no triplet.
 
     Args:
         distance: (batch, batch) float32; +inf marks a pair that cannot be compared.
@@ -55,23 +57,26 @@ def mine(
             kind, the positive then being one that it has farther than the nearest negative; any where there is none.
         positives: "nearest" in `distance`, or "random" among those at distance 0 (the same class).
         embeddings: (batch, embedding_dim), for the modes that look at them; compared by cosine distance.
+        margin: of "semihard", in units of cosine distance.
         generator: draws the picks, on its own device, so that a CPU generator gives the same picks
             everywhere.
+
+    Raises:
+        ValueError: "semihard" or "softhard" without embeddings.
     """
     itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
     distance = distance.masked_fill(same_record | itself, torch.inf)
     nearest, positive = distance.min(1)
     near = distance <= 0
-    hard = _cosine_distance(embeddings) if embeddings is not None else distance
+    hard = _cosine_distance(embeddings) if negatives in LOOKING_AT_EMBEDDINGS else distance
     if positives == "random":
         eligible = _farther_than_a_negative(hard, near, distance) if negatives == "softhard" else near
         positive = _pick_one(eligible, generator).int().argmax(1)
         nearest = nearest.masked_fill(~near.any(1), torch.inf)
-    farther = distance > distance.gather(1, positive[:, None])
-    candidate = distance.isfinite() & farther
+    candidate = distance.isfinite() & (distance > distance.gather(1, positive[:, None]))
     match negatives:
         case "beyond_nearest":
-            chosen = _beyond_nearest(distance, distance.isfinite().scatter(1, positive[:, None], False), nearest_share)
+            chosen = _beyond_nearest(distance, candidate, nearest_share)
         case "farthest":
             chosen = _pick_one(_farthest(distance, candidate, farthest_k), generator)
         case "random":
@@ -81,12 +86,14 @@ def mine(
         case "softhard":
             confusing = candidate & (hard < hard.masked_fill(~near, -torch.inf).amax(1, keepdim=True))
             chosen = _pick_one(torch.where(confusing.any(1, keepdim=True), confusing, candidate), generator)
-    return Triplets(positive, chosen, nearest.isfinite() & chosen.any(1))
+    usable = nearest.isfinite() & chosen.any(1)
+    return Triplets(positive, chosen & usable[:, None], usable)
 
 
-def _cosine_distance(embeddings: Tensor) -> Tensor:
-    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    return 1 - unit @ unit.T
+def _cosine_distance(embeddings: Tensor | None) -> Tensor:
+    if embeddings is None:
+        raise ValueError(f"negatives {' and '.join(LOOKING_AT_EMBEDDINGS)} are chosen by embeddings: none were given")
+    return 1 - unit_and_cosine(embeddings)[1]
 
 
 def _beyond_nearest(distance: Tensor, candidate: Tensor, share: float) -> Tensor:

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from shared_model.objectives.losses import Diagnostics, of_pairs
+from shared_model.objectives.similarity import euclidean, unit_and_cosine
 
 Similarity = Literal["cosine", "negative_l2"]
 Ties = Literal["strict", "inclusive"]
 Over = Literal["sum", "mean"]
-
-SMALLEST_SQUARE = 1e-12
 
 
 def relative_contrastive(
@@ -30,17 +29,18 @@ def relative_contrastive(
     "sum" adds up over candidates and averages over anchors (RelCon), "mean" averages over all pairs.
     Sorting the candidates from far to near makes each sum over S a prefix, so that no loop over anchors is needed.
 
-    A batch with fewer than two candidates an anchor gives loss 0 and gradient 0.
+    An anchor with fewer than two candidates, or for "strict" with all equally far, is left out; a batch without any
+    other gives loss 0 and gradient 0.
 
     Args:
         embeddings: (rows, embedding_dim).
         distance: (rows, rows), need not be symmetric: row a holds d(a, .); +inf is left out.
-        excluded: (rows, rows) bool: left out.
+        excluded: (rows, rows) bool: left out; the diagonal among them.
     """
-    logits, cosine = _similarities(embeddings, similarity)
-    logits = logits / temperature
+    _, cosine = unit_and_cosine(embeddings)
+    logits = (cosine if similarity == "cosine" else -euclidean(embeddings)) / temperature
     candidate = distance.isfinite() & ~excluded
-    usable = candidate.sum(1) > 1
+    usable = _can_rank(distance, candidate) if ties == "strict" else candidate.sum(1) > 1
     candidate = candidate & usable[:, None]
     key = distance.masked_fill(~candidate, torch.inf)
     order = key.argsort(stable=True, dim=1, descending=True)  # those that are left out come first
@@ -60,15 +60,10 @@ def relative_contrastive(
     return terms.sum() / count.clamp(min=1), of_pairs(cosine.detach(), usable)
 
 
-def _similarities(embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
-    cosine = unit @ unit.T
-    if similarity == "cosine":
-        return cosine, cosine
-    square = embeddings.square().sum(1)
-    squared = square[:, None] + square[None, :] - 2 * embeddings @ embeddings.T
-    return -squared.clamp(min=SMALLEST_SQUARE).sqrt(), cosine
+def _can_rank(distance: Tensor, candidate: Tensor) -> Tensor:
+    """(rows,) bool: some candidate is farther than another."""
+    farthest = distance.masked_fill(~candidate, -torch.inf).amax(1)
+    return farthest > distance.masked_fill(~candidate, torch.inf).amin(1)
 
 
 def _stable_prefix(sorted_logits: Tensor, there: Tensor) -> Tensor:
