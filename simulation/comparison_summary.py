@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file
 from scipy.stats import norm
 
-from client.store import Store, open_store
+from client.store import Store
 from server.report.results import Estimate
 from shared_model.bootstrap import bootstrap_weights
 from shared_model.errors import HemoFedError
@@ -23,8 +23,10 @@ from simulation.comparison_job import (
     EMBEDDING_FILE,
     FAILED_FILE,
     FEWEST_OF_A_CLASS,
+    PATIENTS_OF_A_SITE,
     Setup,
     labelled_rows,
+    open_store,
     score_file,
     too_few,
 )
@@ -360,7 +362,7 @@ def free_scores(setup: Setup, method: str, task: str, fraction: float, seed: int
         values.append(
             store.index.labels[setup.study.target.column][rows].astype(np.float64) if len(rows) else np.zeros(0)
         )
-        who.append(store.index.patient[rows] + number * 1_000_000_000)
+        who.append(store.index.patient[rows] + number * PATIENTS_OF_A_SITE)
         test[name] = age_and_sex(store, index_test_rows(store, setup.study))
     x, y = np.concatenate(described), np.concatenate(values)
     if task == "classification":
