@@ -167,7 +167,7 @@ Groups = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def two_groups(seed: int, gap: float) -> Groups:
-    """Scores of 60 with and 60 without high pressure in each of two groups; at a `gap` of 0 the groups do not differ."""
+    """Scores of 60 with and 60 without high pressure in each of two groups, which differ by `gap`."""
     rng = np.random.default_rng(seed)
     shifts = {"female": 1.0, "male": 1.0 + gap}
     return {name: (expit(rng.normal(by, 1, 60)), expit(rng.normal(0, 1, 60))) for name, by in shifts.items()}
