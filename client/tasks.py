@@ -193,6 +193,8 @@ def training_rows(index: RecordIndex, study: Study, task: str) -> Rows:
     labels = task == "finetune" or (task == "pretrain" and study.objective.method.labels)
     if labels:
         chosen &= has_label(index, study.target.column)
+    if labels and study.finetune.labelled_share < 1:
+        chosen &= in_labelled_share(index, study, chosen)
     if chosen.sum() < 2:
         raise HemoFedError(
             f"{chosen.sum()} training ECGs for {task}; ingest more records"
@@ -201,6 +203,17 @@ def training_rows(index: RecordIndex, study: Study, task: str) -> Rows:
         )
     rows: Rows = index.row[chosen]
     return rows
+
+
+def in_labelled_share(index: RecordIndex, study: Study, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """ECGs of the patients whose labels the study may see, of those with one.
+
+    Patients are ranked by a hash of seed and pseudonym, so that the draw is the same for every objective, differs
+    with the seed, and a smaller share lies inside a larger one."""
+    patients = np.unique(index.patient[labelled])
+    rank = sorted(patients.tolist(), key=lambda code: derive_seed(study.seed, "labelled", index.patient_keys[code]))
+    kept = rank[: math.ceil(study.finetune.labelled_share * len(rank))]
+    return np.isin(index.patient, kept)
 
 
 def prepare_device(settings: SiteSettings, study: Study) -> torch.device:

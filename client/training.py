@@ -21,7 +21,7 @@ from shared_model.heads import in_target_units, standardised
 from shared_model.leads import MISSING
 from shared_model.model import trained_parts
 from shared_model.motif_distance import MotifDistance, motif_loss
-from shared_model.objectives.augmentations import augment, strong_augment
+from shared_model.objectives.augmentations import augment, disturb
 from shared_model.objectives.draws import DRAWS, Rows, batches
 from shared_model.objectives.losses import Diagnostics, summarise
 from shared_model.objectives.step import Batch, Parts, pretraining_step
@@ -191,7 +191,7 @@ def train_distance(study: Study, model: nn.ModuleDict, store: Store, work: Local
 
     def loss_of(rows: Rows) -> tuple[Tensor, None]:
         signals, _ = read_signals(store, rows, device)
-        return motif_loss(motif, signals, strong_augment(signals, generator)), None
+        return motif_loss(motif, signals, disturb(signals, generator)), None
 
     drawn = batches(work.rows, work.phase.batch_size, work.steps, work.seed)
     return train(model, only(model, trained_parts(study, "distance")), work, drawn, loss_of)

@@ -49,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         Path(str(config["out"])),
         engine=str(config.get("engine", "flower")),
         resume=bool(config.get("resume", False)),
+        start=Path(str(config["start"])) if config.get("start") else None,
     )
 
 

@@ -56,6 +56,7 @@ def conduct(
     *,
     engine: str,
     resume: bool,
+    start: Path | None = None,
 ) -> Results:
     """Run a study and write its folder. A study that is finished already is not run again.
 
@@ -72,7 +73,7 @@ def conduct(
         return finished
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    outcome = run_study(study, ask, described, out, resume=resume, watcher=file_watcher(out))
+    outcome = run_study(study, ask, described, out, resume=resume, watcher=file_watcher(out), start=start)
     digest = write_weights(study, travelling(study, "evaluate", outcome.weights), out)
     results = results_of(study, outcome, engine, round(time.monotonic() - started, 1), digest)
     write_folder(results, out)

@@ -1,9 +1,14 @@
 """A study's phases and rounds: pretrain, finetune, evaluate. Knows no network: it is given `ask`."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from server import checkpoint as checkpoints
 from server.aggregation import UPDATE_RULES, RunningMean, Weights, fault_of
@@ -29,27 +34,49 @@ def run_study(
     *,
     resume: bool = False,
     watcher: Watcher | None = None,
+    start: Path | None = None,
 ) -> StudyOutcome:
     """Run a study from its first round, or from its last whole one, to the test split, read once at the end.
 
     Args:
         described: what each site said of itself, or how it failed to.
         out: folder of this study; `checkpoint/` in it is written after every round.
+        start: file of the weights that the study begins with, where its `start_sha256` names one.
 
     Raises:
         HemoFedError: too few sites answer, the checkpoint is of another study, or no site has labels.
     """
-    start = begin(study, out / "checkpoint", resume)
-    conductor = Conductor(study, ask, out, watcher or Watcher(), start.position.run_id)
+    conductor, state = prepare(study, ask, described, out, resume=resume, watcher=watcher, start=start)
+    return judge(conductor, train(conductor, state, study.phases))
+
+
+def prepare(
+    study: Study,
+    ask: Ask,
+    described: Mapping[str, SiteDescription | SiteFailure],
+    out: Path,
+    *,
+    resume: bool,
+    watcher: Watcher | None = None,
+    start: Path | None = None,
+) -> tuple[Conductor, Checkpoint]:
+    """Who takes part, with what weight, and where the study stands. Arguments as for `run_study`."""
+    saved = begin(study, out / "checkpoint", resume, start)
+    conductor = Conductor(study, ask, out, watcher or Watcher(), saved.position.run_id)
     accept_sites(conductor, described)
-    state = fix_site_weights(conductor, start)
-    for name, phase in study.phases.items():
+    return conductor, fix_site_weights(conductor, saved)
+
+
+def train(conductor: Conductor, state: Checkpoint, phases: Mapping[TrainingPhase, Phase]) -> Checkpoint:
+    """The rounds of these phases that are still to do."""
+    for name, phase in phases.items():
         state = run_phase(conductor, state, name, phase)
-    return judge(conductor, state)
+    return state
 
 
-def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
-    """The checkpoint to start from: the saved one where the study resumes, else the seed's own weights."""
+def begin(study: Study, folder: Path, resume: bool, start: Path | None = None) -> Checkpoint:
+    """The checkpoint to start from: the saved one where the study resumes, else the seed's own weights, under those of
+    the file `start` where the study begins with given ones."""
     saved = checkpoints.load(folder, study.digest)
     if saved and not resume:
         raise HemoFedError(
@@ -59,11 +86,49 @@ def begin(study: Study, folder: Path, resume: bool) -> Checkpoint:
     if saved is None:
         model = build_model(study)
         weights = take_arrays(model, all_names(study, model))
+        weights |= given_weights(study, start, weights)
         saved = Checkpoint(
             Position(run_id=uuid4().hex, study_sha256=study.digest, release_sha256=release_sha256()), weights, {}, {}
         )
     keep_metrics_before(saved.position, folder.parent)
     return saved
+
+
+def given_weights(study: Study, start: Path | None, weights: Weights) -> Weights:
+    """The arrays of the file that the study begins with; none where it names none. Some may be left out, the head's for
+    example.
+
+    Raises:
+        HemoFedError: there is no file or another one, or it does not fit the study's encoder.
+    """
+    if not study.start_sha256:
+        if start is not None:
+            raise HemoFedError(
+                f"{start}: the study names no start_sha256; add it, so that every site knows what it begins with",
+                ExitCode.BAD_STUDY,
+            )
+        return {}
+    if start is None:
+        raise HemoFedError("the study begins with given weights (start_sha256): give their file", ExitCode.USAGE)
+    try:
+        data = start.read_bytes()
+        arrays = load(data)
+    except (OSError, SafetensorError) as error:
+        raise HemoFedError(
+            f"{start}: not a file of weights ({type(error).__name__})", ExitCode.BAD_CHECKPOINT
+        ) from None
+    if hashlib.sha256(data).hexdigest() != study.start_sha256:
+        raise HemoFedError(
+            f"{start}: its SHA-256 is not the study's start_sha256; give the file that the study names",
+            ExitCode.BAD_CHECKPOINT,
+        )
+    known = {name: value for name, value in arrays.items() if name in weights}
+    if not known or any(value.shape != weights[name].shape for name, value in known.items()):
+        raise HemoFedError(
+            f"{start}: does not fit the study's encoder; use weights of the same [encoder] and objective",
+            ExitCode.RELEASE_DIFFERS,
+        )
+    return {name: value.astype(np.float32) for name, value in known.items()}
 
 
 def keep_metrics_before(position: Position, out: Path) -> None:
@@ -155,7 +220,8 @@ def run_round(
     new, moments = UPDATE_RULES[study.federation.rule](trained, mean.mean(), state.moments, number, study.federation)
     state = Checkpoint(state.position, {**state.weights, **new}, moments, state.best_weights)
     state = state.at(phase=name, round_number=number)
-    score = validation_auroc(conductor, state, number) if name == "finetune" else None
+    judged = name == "finetune" and study.evaluation.every_round
+    score = validation_auroc(conductor, state, number) if judged else None
     state = remember_best(study, state, number, score)
     means = mean_report(list(reports.values()))
     metrics = RoundMetrics(

@@ -88,6 +88,9 @@ class Finetune(Phase):
     rounds: int = Field(default=8, ge=0)
     share_head: bool = True
     augment: bool = True
+    # Of a site's labelled training patients; drawn by patient, from the study's seed, smaller shares inside larger
+    # ones.
+    labelled_share: float = Field(default=1.0, gt=0, le=1)
 
 
 class Federation(Settings):
@@ -116,6 +119,7 @@ class Evaluation(Settings):
     races: tuple[str, ...] = RACES
     bootstrap_replicates: int = Field(default=200, ge=0, le=2000)
     model: Literal["final", "best_on_validation"] = "final"
+    every_round: bool = True
     minimum_cell: int = Field(default=11, ge=1)
 
     @field_validator("partitions")
@@ -141,6 +145,8 @@ class Study(Settings):
 
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=1, ge=0)
+    # The study begins with the weights whose file has this SHA-256, not with the seed's.
+    start_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     target: Target = Target()
     encoder: EncoderSettings = EncoderSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -159,6 +165,8 @@ class Study(Settings):
                 'federation.rule = "fedadam" would take Adam steps on the running statistics of batch norm: '
                 'set encoder.norm = "group"'
             )
+        if self.evaluation.model == "best_on_validation" and not self.evaluation.every_round:
+            raise ValueError('evaluation.model = "best_on_validation" needs evaluation.every_round = true')
         if self.finetune.rounds == 0:
             raise ValueError("finetune.rounds = 0 leaves nothing to evaluate: set it to 1 or more")
         return self
@@ -167,9 +175,9 @@ class Study(Settings):
     def phases(self) -> dict[TrainingPhase, Phase]:
         """The phases of training that this study has, in their order."""
         phases: dict[TrainingPhase, Phase] = {}
-        if self.objective.relation.learned:
-            phases["distance"] = self.distance
         if self.objective.method.pretrains and self.pretrain.rounds:
+            if self.objective.relation.learned:
+                phases["distance"] = self.distance
             phases["pretrain"] = self.pretrain
         return {**phases, "finetune": self.finetune}
 

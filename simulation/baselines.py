@@ -88,7 +88,9 @@ def pooled_folder(site_dirs: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
-def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[tuple[Arm, str | None]]:
+def run_baselines(
+    study: Study, arms: Sequence[Arm], workers: int, start: Path | None = None
+) -> Iterator[tuple[Arm, str | None]]:
     """Run the arms that are not finished, `workers` at a time; yields each when it is done, or why it failed."""
     # With one site the server's rule has nothing to combine: the mean of one is the site's own weights.
     alone = study.federation.model_copy(
@@ -99,7 +101,7 @@ def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[t
     )
     single = study.model_copy(update={"federation": alone})
     with worker_pool(min(workers, len(arms))) as pool:
-        running = {pool.submit(run_arm, single, arm): arm for arm in arms}
+        running = {pool.submit(run_arm, single, arm, start): arm for arm in arms}
         for done in as_completed(running):
             try:
                 done.result()
@@ -110,10 +112,10 @@ def run_baselines(study: Study, arms: Sequence[Arm], workers: int) -> Iterator[t
                 yield running[done], "its process died, out of memory most often; run again with fewer --workers"
 
 
-def run_arm(study: Study, arm: Arm) -> None:
+def run_arm(study: Study, arm: Arm, start: Path | None = None) -> None:
     """Run one baseline from where it stands."""
     if not (arm.out / RESULTS_FILE).exists():
-        run_in_process(study, [arm.site_dir], arm.out, resume=True, workers=1)
+        run_in_process(study, [arm.site_dir], arm.out, resume=True, workers=1, start=start)
 
 
 @dataclass(frozen=True)

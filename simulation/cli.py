@@ -14,8 +14,12 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.objectives.catalogue import METHODS, Method
 from shared_model.objectives.settings import ObjectiveSettings, settings_of
 from shared_model.terminal import run_cli
+from simulation.comparison import Asked
+from simulation.comparison import compare as comparison_of
+from simulation.comparison_output import JSON_FILE, MARKDOWN_FILE
+from simulation.comparison_output import print_table as print_comparison
 from simulation.experiment import Experiment, run_experiment
-from simulation.plan import load_plan
+from simulation.plan import load_comparison, load_plan
 from simulation.table import print_table
 
 NAME = "hemofed-sim"
@@ -41,6 +45,9 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Clients that train at the same time.")] = CORES,
     baselines: Annotated[bool, typer.Option(help="Also train every hospital alone, and on all data pooled.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that OUT holds.")] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights to begin with, where the study names their start_sha256.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -53,20 +60,48 @@ def run(
             f"{out}: holds results already; add --resume to complete them, or give another --out",
             ExitCode.USAGE,
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HemoFedError(
-            f"--out {out}: {error.strerror}; give a folder that can be written", ExitCode.USAGE
-        ) from None
+    make_folder(out)
     console = Console(stderr=True, quiet=quiet)
-    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume)
+    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume, start)
     results = run_experiment(experiment, own_sites(site or []), console)
     if as_json:
         print((out / RESULTS_FILE).read_text(encoding="utf-8"))
     else:
         print_table(results, Console())
         Console(soft_wrap=True).print(f"report: {out / 'report.html'}   figures: {out / RESULTS_FILE}", highlight=False)
+
+
+@app.command()
+def compare(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study with a [comparison] table.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for comparison.md, .csv, .json, .svg and all jobs.")],
+    site: Annotated[
+        list[Path] | None, typer.Option("--site", help="A site folder of your own; may be repeated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Jobs at the same time.")] = CORES,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes after which no further job is begun; the most telling come first."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison that OUT holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Compare methods: local, federated and pooled, at several shares of labels, under several seeds."""
+    study, plan, comparison = load_comparison(study_file)
+    own = own_sites(site or [])
+    if (out / "identity.json").exists() and not resume:
+        raise HemoFedError(
+            f"{out}: holds a comparison already; add --resume to go on, or give another --out", ExitCode.USAGE
+        )
+    make_folder(out)
+    asked = Asked(study, None if own else plan, comparison, out, workers, budget)
+    table = comparison_of(asked, own, Console(stderr=True, quiet=quiet))
+    if as_json:
+        print((out / JSON_FILE).read_text(encoding="utf-8"))
+    else:
+        print_comparison(table, Console())
+        Console(soft_wrap=True).print(f"tables: {out / MARKDOWN_FILE}   figures: {out / JSON_FILE}", highlight=False)
 
 
 @app.command()
@@ -85,6 +120,16 @@ def row_of(method: Method) -> dict[str, object]:
     row: dict[str, object] = {key: value for key, value in vars(method).items() if key not in ("defaults", "published")}
     settings = {key: usual[key] for key in sorted(settings_of(method))}
     return row | {"settings": settings, "published": dict(method.published)}
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for the outcome, or say why it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HemoFedError(
+            f"--out {out}: {error.strerror}; give a folder that can be written", ExitCode.USAGE
+        ) from None
 
 
 def own_sites(folders: list[Path]) -> dict[str, Path]:

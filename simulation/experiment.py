@@ -48,6 +48,7 @@ class Experiment:
     workers: int
     baselines: bool
     resume: bool
+    start: Path | None = None
 
 
 def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], console: Console) -> Results:
@@ -60,7 +61,7 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     sites = dict(own_sites)
     truths: dict[str, Path] = {}
     if experiment.plan is not None:
-        prepare_hospitals(experiment, experiment.plan, console)
+        prepare_hospitals(study, experiment.plan, out, experiment.workers, console)
         for hospital in hospitals_of(experiment.plan, out / "hospitals"):
             sites[hospital.spec.name] = hospital.site_dir
             truths[hospital.spec.name] = hospital.folder / TRUTH_FILE
@@ -70,13 +71,20 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
         )
     engine = run_on_ray if experiment.engine == "ray" else run_in_process
     with watched(study, out, sites, console):
-        engine(study, list(sites.values()), out, resume=experiment.resume, workers=experiment.workers)
+        engine(
+            study,
+            list(sites.values()),
+            out,
+            resume=experiment.resume,
+            workers=experiment.workers,
+            start=experiment.start,
+        )
     results = load_results(out)
     # A hospital that was left out stays out of every arm: the comparison is on the same data, or it is none.
     sites = {site.name: sites[site.name] for site in results.sites}
     truths = {name: path for name, path in truths.items() if name in sites}
     if experiment.baselines:
-        train_baselines(study, sites, out, experiment.workers, console)
+        train_baselines(experiment, sites, console)
     scored = score_all(study, sites, out, truths)
     results = results.model_copy(update={"baselines": baselines_of(study, scored, sites)})
     if experiment.plan is not None:
@@ -87,21 +95,21 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     return results
 
 
-def prepare_hospitals(experiment: Experiment, plan: Simulation, console: Console) -> None:
-    """Write and ingest the simulated hospitals, with a bar that counts patients."""
+def prepare_hospitals(study: Study, plan: Simulation, out: Path, workers: int, console: Console) -> None:
+    """Write and ingest the simulated hospitals under `out`, with a bar that counts patients."""
     with bars(console) as progress:
         task = progress.add_task("hospitals: write and ingest", total=sum(spec.patients for spec in plan.hospitals))
-        folder, threshold = experiment.out / "hospitals", experiment.study.target.threshold
-        for hospital in make_hospitals(plan, folder, experiment.workers, threshold):
+        for hospital in make_hospitals(plan, out / "hospitals", workers, study.target.threshold):
             progress.advance(task, hospital.spec.patients)
 
 
-def train_baselines(study: Study, sites: Mapping[str, Path], out: Path, workers: int, console: Console) -> None:
+def train_baselines(experiment: Experiment, sites: Mapping[str, Path], console: Console) -> None:
     """Train every hospital alone and all pooled, with a bar that counts finished arms."""
-    arms = baseline_arms(study, sites, out)
+    study = experiment.study
+    arms = baseline_arms(study, sites, experiment.out)
     with bars(console) as progress:
         task = progress.add_task("baselines: local-only and pooled", total=len(arms))
-        for arm, fault in run_baselines(study, arms, workers):
+        for arm, fault in run_baselines(study, arms, experiment.workers, experiment.start):
             progress.advance(task)
             if fault:
                 console.print(f"baseline {arm.name} is missing: {fault}", style="yellow", markup=False)

@@ -146,16 +146,20 @@ class SiteClientApp(ClientApp):
         return answer(message, self._site_dirs[int(cast(int, context.node_config["partition-id"]))])
 
 
-def run_in_process(study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bool, workers: int) -> None:
+def run_in_process(
+    study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bool, workers: int, start: Path | None = None
+) -> None:
     """Run a study on site folders in this process and `workers` others; results go to `out`."""
     grid = InProcessGrid(site_dirs, min(workers, len(site_dirs)))
     try:
-        server.app.app(grid, _server_context(study, site_dirs, out, "in-process", resume))
+        server.app.app(grid, _server_context(study, site_dirs, out, "in-process", resume, start))
     finally:
         grid.close()
 
 
-def run_on_ray(study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bool, workers: int) -> None:
+def run_on_ray(
+    study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bool, workers: int, start: Path | None = None
+) -> None:
     """Run a study on site folders with Flower's simulation engine, `workers` clients at a time.
 
     Raises:
@@ -174,7 +178,7 @@ def run_on_ray(study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bo
 
     @engine.main()
     def main(grid: Grid, _context: Context) -> None:
-        server.app.app(grid, _server_context(study, site_dirs, out, "ray", resume))
+        server.app.app(grid, _server_context(study, site_dirs, out, "ray", resume, start))
 
     run_simulation(
         server_app=engine,
@@ -187,12 +191,15 @@ def run_on_ray(study: Study, site_dirs: Sequence[Path], out: Path, *, resume: bo
     )
 
 
-def _server_context(study: Study, site_dirs: Sequence[Path], out: Path, engine: str, resume: bool) -> Context:
+def _server_context(
+    study: Study, site_dirs: Sequence[Path], out: Path, engine: str, resume: bool, start: Path | None
+) -> Context:
     config: dict[str, bool | float | int | str] = {
         "study": study.model_dump_json(),
         "out": str(out),
         "engine": engine,
         "resume": resume,
+        "start": str(start or ""),
         "expected-sites": len(site_dirs),
     }
     return Context(run_id=RUN_ID, node_id=CENTRE_NODE_ID, node_config={}, state=RecordDict(), run_config=config)

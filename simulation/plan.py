@@ -1,12 +1,17 @@
-"""A study file for one machine: the study itself, and a `[simulation]` table with the hospitals to make."""
+"""A study file for one machine: the study itself, a `[simulation]` table with the hospitals to make, and a
+`[comparison]` table with what is compared."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Study, explain, read_toml, study_from_table
+from simulation.comparison_plan import Comparison
 from simulation.hospitals import HospitalSpec
+
+Table = TypeVar("Table", bound=BaseModel)
 
 
 class Simulation(BaseModel):
@@ -36,12 +41,36 @@ def load_plan(path: Path) -> tuple[Study, Simulation | None]:
     Raises:
         HemoFedError: the file cannot be read, a key is unknown or a value out of range.
     """
+    study, simulated, _ = _tables(path)
+    return study, _checked(Simulation, simulated, f"{path}: simulation")
+
+
+def load_comparison(path: Path) -> tuple[Study, Simulation | None, Comparison]:
+    """Read a study file with a `[comparison]`.
+
+    Raises:
+        HemoFedError: as `load_plan`, or there is no such table.
+    """
+    study, simulated, table = _tables(path)
+    comparison = _checked(Comparison, table, f"{path}: comparison")
+    if comparison is None:
+        raise HemoFedError(
+            f"{path}: no [comparison] table, which says what is compared; see docs/comparison.md", ExitCode.BAD_STUDY
+        )
+    return study, _checked(Simulation, simulated, f"{path}: simulation"), comparison
+
+
+def _tables(path: Path) -> tuple[Study, Any, Any]:
+    """The study of a file, and what it says of simulated hospitals and of a comparison, unchecked."""
     table = read_toml(path)
-    simulated = table.pop("simulation", None)
-    study = study_from_table(table, str(path))
-    if simulated is None:
-        return study, None
+    simulated, comparison = table.pop("simulation", None), table.pop("comparison", None)
+    return study_from_table(table, str(path)), simulated, comparison
+
+
+def _checked(kind: type[Table], table: Any, where: str) -> Table | None:
+    if table is None:
+        return None
     try:
-        return study, Simulation.model_validate(simulated)
+        return kind.model_validate(table)
     except ValidationError as error:
-        raise HemoFedError(explain(error, f"{path}: simulation"), ExitCode.BAD_STUDY) from None
+        raise HemoFedError(explain(error, where), ExitCode.BAD_STUDY) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shared_model.objectives.augmentations import random_crop, strong_augment
+from shared_model.objectives.augmentations import disturb, random_crop, strong_augment
 
 LIMB_LEADS = 6  # the first six of the canonical order; the chest leads follow
 
@@ -43,7 +43,7 @@ def two_crops(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]
 
 def original_and_augmented(signals: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     """An ECG as it is, and disturbed."""
-    return signals, strong_augment(signals, generator)
+    return signals, disturb(signals, generator)
 
 
 View = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
