@@ -260,10 +260,21 @@ def diagnostics(violating: float, cosine: float, usable: float = 1.0) -> Diagnos
 
 @pytest.mark.parametrize(
     ("violating", "cosine", "warned"),
-    [(0.7, 0.6, True), (0.7, 0.1, False), (0.1, 0.6, False), (0.1, 0.0, False), (math.nan, 0.1, False)],
+    [
+        (0.7, 0.6, True),
+        (0.7, 0.1, False),
+        (0.1, 0.6, False),
+        (0.1, 0.0, False),
+        (math.nan, 0.1, False),
+        (math.nan, 0.7, False),
+        (math.nan, 0.999, True),
+        (math.nan, math.nan, False),
+    ],
 )
 def test_collapse_is_warned_of_and_health_is_not(violating: float, cosine: float, warned: bool) -> None:
-    assert (collapse_warning(summarise([diagnostics(violating, cosine)])) is not None) == warned
+    warning = collapse_warning(summarise([diagnostics(violating, cosine)]))
+    assert (warning is not None) == warned
+    assert warning is None or "nan" not in warning
 
 
 def test_summary_leaves_skipped_batches_out_of_the_means() -> None:

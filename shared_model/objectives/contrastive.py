@@ -26,7 +26,8 @@ def info_nce(
     al. 2020, eq. 1) where there is one, else SupCon's L_out (Khosla et al. 2020, eq. 2). "sum_inside_log" is
     -log(sum over positives / sum over candidates), as in Good Views. The positives are among the candidates.
 
-    A row without a positive is left out; a batch without any gives loss 0 and gradient 0.
+    A row without a positive, or with nothing but positives, has nothing to be told apart and is left out; a batch of
+    such rows gives loss 0 and gradient 0.
 
     Args:
         embeddings: (rows, embedding_dim) float32.
@@ -40,7 +41,6 @@ def info_nce(
     if candidates is not None:
         compared = compared & candidates
     positive = compared & (distance <= radius)
-    # A row whose candidates are all positives has nothing to be told apart from.
     usable = positive.any(1) & (compared & ~positive).any(1)
     logits = (cosine / temperature).masked_fill(~compared, -torch.inf)
     everything = torch.where(usable, logits.masked_fill(~usable[:, None], 0.0).logsumexp(1), 0.0)

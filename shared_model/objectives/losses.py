@@ -17,6 +17,7 @@ Reduction = Literal["violating", "all"]
 HUB_SHARE = 0.05  # "hubs" are the 5% of ECGs used most often as a positive
 SICK_VIOLATING_SHARE = 0.6  # prototype: healthy runs end at 0.09-0.16, raw L1 at 0.65-0.74
 SICK_MEAN_COSINE = 0.5  # prototype: healthy runs end near 0-0.1, raw L1 at 0.58-0.66
+ALIKE_MEAN_COSINE = 0.99  # without triplets only a whole collapse is told: healthy contrastive runs reach 0.7
 
 
 @dataclass(frozen=True)
@@ -152,17 +153,19 @@ def summarise(steps: Sequence[Diagnostics]) -> dict[str, float]:
 
 
 def collapse_warning(summary: Mapping[str, float]) -> str | None:
-    """One line if the embeddings are collapsing (most triplets violated and all embeddings alike), else None.
+    """One line if the embeddings are collapsing, else None: most triplets violated and all embeddings alike, or, of
+    methods without triplets, all embeddings all but the same.
 
     Args:
         summary: what `summarise` gives for the last round; judged at the end, since every run starts
             violating.
     """
     violating, cosine = summary["violating_share"], summary["mean_cosine"]
-    if not (violating > SICK_VIOLATING_SHARE and cosine > SICK_MEAN_COSINE):
-        return None
-    return (
-        f"pretraining is collapsing: {violating:.0%} of triplets violated, mean cosine {cosine:.2f}, "
-        f"hub share {summary['hub_share']:.0%}; "
-        "try objective ssl_dml_median_beat, a larger batch_size or a smaller margin"
-    )
+    if math.isnan(violating):
+        sick, found = cosine > ALIKE_MEAN_COSINE, ""
+        remedy = "a larger batch_size or a lower learning_rate"
+    else:
+        sick = violating > SICK_VIOLATING_SHARE and cosine > SICK_MEAN_COSINE
+        found = f"{violating:.0%} of triplets violated, hub share {summary['hub_share']:.0%}, "
+        remedy = "objective ssl_dml_median_beat, a larger batch_size or a smaller margin"
+    return f"pretraining is collapsing: {found}mean cosine {cosine:.2f}; try {remedy}" if sick else None
