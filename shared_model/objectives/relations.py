@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH, describe_beats
 from shared_model.dtw import pairwise_dtw
+from shared_model.dtw_torch import pairwise_dtw_torch
 from shared_model.leads import LEADS
 from shared_model.objectives.facts import absolute_difference, equal_distance
 
@@ -108,9 +109,12 @@ def median_beat_distance(described: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dtw_distance(raw: Tensor) -> Tensor:
-    """DTW over time of all leads together, on the CPU; a missing lead is compared as zero."""
+    """DTW over time of all leads together; a missing lead is compared as zero."""
     series = raw.reshape(len(raw), -1, RAW_SAMPLES)
-    distance = torch.from_numpy(pairwise_dtw(series.cpu().numpy(), DTW_BAND_SHARE)).to(raw.device)
+    if series.is_cuda:
+        distance = pairwise_dtw_torch(series, DTW_BAND_SHARE)
+    else:
+        distance = torch.from_numpy(pairwise_dtw(series.cpu().numpy(), DTW_BAND_SHARE)).to(raw.device)
     blank = ~(raw != 0).any(1)
     return _zero_diagonal(distance.masked_fill(blank[:, None] | blank[None, :], torch.inf))
 
