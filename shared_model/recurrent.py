@@ -12,7 +12,6 @@ from shared_model.leads import LEADS
 from shared_model.objectives.losses import Diagnostics, of_pairs
 
 KERNELS_AND_STRIDES = ((5, 2), (5, 4), (3, 2), (3, 2))  # 32 samples, 128 ms, a step
-TEMPERATURE = 0.1
 ANCHORS = 16  # steps of an ECG from which the future is predicted, drawn anew each time
 
 
@@ -71,18 +70,19 @@ class FuturePredictors(nn.Module):
 
 
 def cpc_loss(
-    encoder: nn.Module, predictors: nn.Module, signals: Tensor, generator: torch.Generator
+    encoder: nn.Module, predictors: nn.Module, signals: Tensor, generator: torch.Generator, temperature: float = 0.1
 ) -> tuple[Tensor, Diagnostics]:
     """InfoNCE of every predicted step against that step of the batch's other ECGs and the other drawn steps of its own,
     averaged over steps ahead, ECGs and drawn places.
 
-    Similarity is the cosine over a temperature of 0.1, as in our other contrastive losses, where the source takes the
-    plain product.
+    Similarity is the cosine over a temperature, as in our other contrastive losses, where the source takes the plain
+    product.
 
     Args:
         encoder: a RecurrentEncoder.
         predictors: FuturePredictors.
         signals: (batch, 12, time) mV.
+        temperature: what cosines are divided by.
 
     Raises:
         ValueError: the ECGs are shorter than the horizon.
@@ -99,8 +99,9 @@ def cpc_loss(
     for steps, predict in enumerate(ahead, 1):
         predicted = nn.functional.normalize(predict(context[:, places]).float(), dim=-1).flatten(0, 1)
         truth = nn.functional.normalize(local[:, places + steps], dim=-1).flatten(0, 1)
-        logits = predicted @ truth.T / TEMPERATURE
-        losses.append(nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device)))
+        with torch.autocast(local.device.type, enabled=False):  # bfloat16 has two digits: too few for near cosines
+            logits = predicted @ truth.T / temperature
+            losses.append(nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device)))
     pooled = nn.functional.normalize(context.mean(1).detach(), dim=-1)
     usable = torch.ones(len(signals), dtype=torch.bool, device=signals.device)
     return torch.stack(losses).mean(), of_pairs(pooled @ pooled.T, usable)

@@ -102,11 +102,12 @@ def tf_c_loss(
         .float()
         .chunk(2)
     )
-    in_time, seen = two_views(time, time_2, temperature)
-    in_frequency, _ = two_views(frequency, frequency_2, temperature)
-    between, _ = two_views(z_time, z_frequency, temperature)
-    pairs = ((z_time, z_frequency_2), (z_time_2, z_frequency), (z_time_2, z_frequency_2))
-    apart = [(between - two_views(*pair, temperature)[0] + consistency_margin).relu() for pair in pairs]
+    with torch.autocast(signals.device.type, enabled=False):  # bfloat16 has two digits: too few for near cosines
+        in_time, seen = two_views(time, time_2, temperature)
+        in_frequency, _ = two_views(frequency, frequency_2, temperature)
+        between, _ = two_views(z_time, z_frequency, temperature)
+        pairs = ((z_time, z_frequency_2), (z_time_2, z_frequency), (z_time_2, z_frequency_2))
+        apart = [(between - two_views(*pair, temperature)[0] + consistency_margin).relu() for pair in pairs]
     consistency = torch.stack(apart).mean()
     loss = consistency_weight * (in_time + in_frequency) + (1 - consistency_weight) * consistency
     return loss * (len(signals) > 1), seen

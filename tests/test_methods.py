@@ -140,6 +140,20 @@ def test_a_learned_distance_is_sent_frozen_and_does_not_come_back() -> None:
     assert distance < set(all_names(study, model))
 
 
+@pytest.mark.parametrize("name", ["relcon", "ssl_dml_learned", "tf_c", "cpc", "supervised_dml_margin"])
+@pytest.mark.parametrize("rule", ["fedavg", "fedbn"])
+def test_the_centre_holds_whatever_it_sends(name: str, rule: str) -> None:
+    """FedBN once kept the norms of the learned distance at the sites, and the centre had none to send."""
+    study = study_of(name, encoder={"norm": "batch"}, federation={"rule": rule})
+    model = build_model(study)
+    held = set(all_names(study, model))
+    for task in (*study.phases, "evaluate"):
+        assert set(sent_names(study, task, model)) <= held
+    local = {key for key in model.state_dict() if key not in held and not key.endswith("num_batches_tracked")}
+    assert bool(local) == (rule == "fedbn")
+    assert not any(key.startswith("distance.") for key in local)
+
+
 def test_what_pretraining_alone_needs_leaves_the_model_folder_free(site_dirs: Sites, tmp_path: Path) -> None:
     """The delivered model is encoder and head, whatever trained it."""
     names = set(weights_of(run(study_of("supervised_dml_margin"), site_dirs, tmp_path / "run")))
