@@ -242,7 +242,10 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def describer(store: Store, relation: Relation, site_dir: Path) -> Describe:
-    """How a batch is described for mining: from the site's cache where that is slow, else on the device."""
+    """How a batch is described for mining: from the site's cache where that is slow, else on the device.
+
+    What the archive measured comes first where the relation can use it; what is computed fills the rest.
+    """
     if not relation.cached:
         return lambda rows, signals, present: relation.describe(signals, present)
 
@@ -252,6 +255,11 @@ def describer(store: Store, relation: Relation, site_dir: Path) -> Describe:
 
     progress = progress_file(site_dir, f"describing ECGs ({relation.name})")
     table = store.derived(relation.cache_name, relation.width, compute, progress)
+    if relation.measured:
+        names, units = zip(*relation.measured, strict=True)
+        measured = store.measurements(names) / np.array(units, np.float32)
+        table = np.array(table)  # the cache itself stays as computed
+        table[:, : len(names)] = np.where(np.isnan(measured), table[:, : len(names)], measured)
     return lambda rows, signals, present: torch.from_numpy(table[rows]).to(signals.device)
 
 

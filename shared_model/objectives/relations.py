@@ -14,6 +14,7 @@ from torch import Tensor
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH, describe_beats
 from shared_model.dtw import pairwise_dtw
 from shared_model.leads import LEADS
+from shared_model.waves import MEASURED, UNITS, describe_waves, wave_distance
 
 LEAD_COUNT = len(LEADS)
 RAW_STRIDE = 4  # 250 Hz -> 62.5 Hz
@@ -39,6 +40,8 @@ class Relation:
         version: raised whenever the description changes, so that what is stored is not mistaken for the new
             one.
         source: where it comes from.
+        measured: for each of the first columns of a description the archive's measurement that replaces it where
+            there is one, and the size of one unit of the column (`heart_rate_bpm`, 12.0).
     """
 
     name: str
@@ -48,6 +51,7 @@ class Relation:
     cached: bool
     source: str
     version: int = 1
+    measured: tuple[tuple[str, float], ...] = ()
 
     @property
     def cache_name(self) -> str:
@@ -144,5 +148,14 @@ RELATIONS = {
         Relation("dtw", describe_dtw, dtw_distance, 3 * RAW_SAMPLES, False, "SSL-DML paper; Sakoe and Chiba 1978"),
         Relation("dtw_12_lead", describe_raw, dtw_distance, RAW_WIDTH, False, "SSL-DML paper; Sakoe and Chiba 1978"),
         Relation("median_beat", describe_median_beat, median_beat_distance, DESCRIPTOR_WIDTH, True, "HemoFed"),
+        Relation(
+            "wave_attributes",
+            describe_waves,
+            wave_distance,
+            len(UNITS),
+            True,
+            "after Good Views, strategy 5: arXiv:2411.17702",
+            measured=MEASURED,
+        ),
     )
 }
