@@ -298,7 +298,10 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def describer(store: Store, study: Study, site_dir: Path) -> Describe:
     """How a batch is described for its relation: by what is known of the ECGs, from the site's cache where describing
-    them is slow, else on the device."""
+    them is slow, else on the device.
+
+    What the archive measured comes first where the relation can use it; what is computed fills the rest.
+    """
     relation = study.objective.relation
     if relation.facts:
         facts = fact_table(study, store.index, relation.facts)
@@ -312,6 +315,11 @@ def describer(store: Store, study: Study, site_dir: Path) -> Describe:
 
     progress = progress_file(site_dir, f"describing ECGs ({relation.name})")
     table = store.derived(relation.cache_name, relation.width, compute, progress)
+    if relation.measured:
+        names, units = zip(*relation.measured, strict=True)
+        measured = store.measurements(names) / np.array(units, np.float32)
+        table = np.array(table)  # the cache itself stays as computed
+        table[:, : len(names)] = np.where(np.isnan(measured), table[:, : len(names)], measured)
     return lambda rows, signals, present: torch.from_numpy(table[rows]).to(signals.device)
 
 

@@ -68,7 +68,9 @@ def test_the_penalty_follows_from_the_noise() -> None:
     for value in (noise, signal):
         fitted = fit_probe(x, value, np.arange(200), "regression")
         chosen.append(
-            next(p for p in probe.PENALTIES if np.allclose(probe._fit(x, value, "regression", p).weights, fitted.weights))
+            next(
+                p for p in probe.PENALTIES if np.allclose(probe._fit(x, value, "regression", p).weights, fitted.weights)
+            )
         )
     assert chosen[0] == max(probe.PENALTIES)
     assert chosen[1] == min(probe.PENALTIES)
@@ -82,7 +84,9 @@ def test_figures_equal_scikit_learns_at_every_weight(seed: int, n: int, levels: 
     outcome = rng.integers(0, 2, n).astype(float)
     weights = np.vstack([np.ones(n), rng.poisson(1.0, (3, n))]).astype(float)
     measured = rng.normal(size=n)
-    for row, area, precision in zip(weights, auroc(score, outcome, weights), auprc(score, outcome, weights), strict=True):
+    for row, area, precision in zip(
+        weights, auroc(score, outcome, weights), auprc(score, outcome, weights), strict=True
+    ):
         there = row > 0
         if len(set(outcome[there])) < 2:
             assert np.isnan(area)

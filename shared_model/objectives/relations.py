@@ -16,6 +16,7 @@ from shared_model.dtw import pairwise_dtw
 from shared_model.dtw_torch import pairwise_dtw_torch
 from shared_model.leads import LEADS
 from shared_model.objectives.facts import absolute_difference, equal_distance
+from shared_model.waves import MEASURED, UNITS, describe_waves, wave_distance
 
 LEAD_COUNT = len(LEADS)
 RAW_STRIDE = 4  # 250 Hz -> 62.5 Hz
@@ -43,6 +44,8 @@ class Relation:
         version: raised whenever the description changes, so that what is stored is not mistaken for the new
             one.
         source: where it comes from.
+        measured: for each of the first columns of a description the archive's measurement that replaces it where
+            there is one, and the size of one unit of the column (`heart_rate_bpm`, 12.0).
     """
 
     name: str
@@ -54,6 +57,7 @@ class Relation:
     version: int = 1
     facts: tuple[str, ...] = ()
     learned: bool = False
+    measured: tuple[tuple[str, float], ...] = ()
 
     @property
     def cache_name(self) -> str:
@@ -173,5 +177,14 @@ RELATIONS = {
         _of_facts("same_group", equal_distance, ("group",), "Good Views: the rhythm label"),
         _of_facts("same_class", equal_distance, ("positive",), "SSL-DML code: npair, semihard, softhard"),
         _of_facts("label", absolute_difference, ("value",), "SSL-DML code: labelbased; Rank-N-Contrast"),
+        Relation(
+            "wave_attributes",
+            describe_waves,
+            wave_distance,
+            len(UNITS),
+            True,
+            "after Good Views, strategy 5: arXiv:2411.17702",
+            measured=MEASURED,
+        ),
     )
 }
