@@ -36,7 +36,7 @@ from shared_model.objectives.draws import Rows
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.study import Phase, Study, TrainingPhase
 from simulation.baselines import index_test_rows, pooled_folder
-from simulation.comparison_plan import Job, Task, tested_on, trained_on
+from simulation.comparison_plan import Job, Task, judged_on, trained_on
 from simulation.grid import InProcessGrid
 from simulation.probe import cluster_information, fit_probe, recall_at_1
 
@@ -233,7 +233,7 @@ def model_of(study: Study, weights: Mapping[str, NDArray[np.generic]]) -> tuple[
 def scores_of(setup: Setup, job: Job, study: Study, weights: Weights) -> dict[str, NDArray[np.float64]]:
     """Site -> scores of its index test ECGs, of the sites that the arm is judged on."""
     scores = {}
-    for name in tested_on(job.arm, list(setup.sites)):
+    for name in judged_on(job.arm, list(setup.sites)):
         store = open_store(setup.sites[name])
         device = prepare_device(load_site(setup.sites[name]), study)
         model, _ = model_of(study, weights)
@@ -259,7 +259,7 @@ def probe(setup: Setup, job: Job, fraction: float, start: Path | None) -> None:
     x, y, who = np.concatenate(training), np.concatenate(values), np.concatenate(patients)
     test = {
         name: embedded(setup, job, name, start)[index_test_rows(open_store(setup.sites[name]), study)]
-        for name in tested_on(job.arm, list(setup.sites))
+        for name in judged_on(job.arm, list(setup.sites))
     }
     for task in wanted:
         target = (y > study.target.threshold).astype(np.float64) if task == "classification" else y

@@ -134,7 +134,7 @@ def trained_on(arm: str, sites: Sequence[str]) -> list[str]:
     return [site for site in sites if arm != WITHOUT + site]
 
 
-def tested_on(arm: str, sites: Sequence[str]) -> list[str]:
+def judged_on(arm: str, sites: Sequence[str]) -> list[str]:
     """The sites whose test patients an arm is judged on."""
     if arm.startswith(LOCAL) or arm.startswith(WITHOUT):
         return [arm.split("-", 1)[1]]

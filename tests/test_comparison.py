@@ -26,7 +26,7 @@ from simulation import comparison_summary as summary
 from simulation.comparison import Asked, compare
 from simulation.comparison_job import FEWEST_OF_A_CLASS, Setup, study_of, too_few
 from simulation.comparison_output import Table
-from simulation.comparison_plan import Block, Comparison, Job, arms_of, jobs_of, tested_on, trained_on
+from simulation.comparison_plan import Block, Comparison, Job, arms_of, jobs_of, judged_on, trained_on
 from simulation.comparison_summary import Cell, Row, with_differences
 from simulation.plan import load_comparison
 from tests.federations import copy_site, tiny_study
@@ -138,10 +138,10 @@ def test_a_local_model_is_judged_on_its_own_patients_and_a_left_out_hospital_by_
 
 def test_arms_train_and_test_on_whom_they_say() -> None:
     sites = ["a", "b", "c"]
-    assert trained_on("federated", sites) == trained_on("pooled", sites) == tested_on("federated", sites) == sites
-    assert trained_on("local-b", sites) == tested_on("local-b", sites) == ["b"]
+    assert trained_on("federated", sites) == trained_on("pooled", sites) == judged_on("federated", sites) == sites
+    assert trained_on("local-b", sites) == judged_on("local-b", sites) == ["b"]
     assert trained_on("without-b", sites) == ["a", "c"]
-    assert tested_on("without-b", sites) == ["b"]
+    assert judged_on("without-b", sites) == ["b"]
     block = Block(methods=("simclr",), leave_one_out_seeds=1)
     assert len(arms_of(block, sites, 1)) == 2 + 3 + 3
     assert len(arms_of(block, sites, 2)) == 2 + 3
