@@ -217,7 +217,7 @@ def dtw(backend: Callable[[], str]) -> Finding:
     except ImportError as error:
         return problem("dtw", f"no C kernel, and no numba either ({error})", "run: pip install hemofed")
     if "no C kernel" in found:
-        return warning("dtw", found, "it works, at a fifth of the speed; only studies that use DTW would notice")
+        return warning("dtw", found, "it works, but three to six times slower; only studies that use DTW would notice")
     return ok("dtw", found)
 
 
