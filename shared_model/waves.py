@@ -2,8 +2,9 @@
 
 Intervals are global, over all leads at once (Kligfield et al., Circulation 2007;115:1306): QRS by the slope of all
 leads together (after Laguna et al. 1994, doi:10.1006/cbmr.1994.1006), P and T on the combination of leads in which
-the wave is largest (first principal component). Constants were chosen on drawn ECGs of one seed and on what one make
-of cart measured on eight real ones; docs/methods.md has the errors on others.
+the wave is largest (first principal component). Constants were chosen on drawn ECGs of one seed, on
+what one make of cart measured on eight real ones, and (QUIET) on nine bundle branch blocks; docs/methods.md has the
+errors on others.
 """
 
 import math
@@ -26,7 +27,7 @@ BEFORE, AFTER = 100, 160  # samples: 400 ms before R, so that PR may be 320 ms, 
 MIN_BEATS = 3  # for a median, and for its error
 SMOOTH_QRS, SMOOTH_P, SMOOTH_T = 7, 9, 11  # samples of a Savitzky-Golay filter: the faster the wave, the fewer
 QRS_SHARE = 0.08  # of the steepest slope (above the quietest fifth): the QRS begins and ends below
-QUIET = 3  # samples in a row
+QUIET = 5  # samples in a row: within a bundle branch block the slope may pause for less
 ST_SAMPLES = 15  # no T wave is at its peak within 60 ms of the QRS
 LONGEST_QT_PEAK = 140  # samples from the QRS onset to the peak of T, and 3/4 of RR
 LONGEST_QT_SHARE = 0.85  # of RR: a later end is that of the next P wave
@@ -50,7 +51,8 @@ UNITS = {
     "qrs_count": 2.0,  # 12 bpm in 10 s
     "rr_variation": 0.05,
 }
-AXES = [place for place, name in enumerate(UNITS) if name.endswith("_deg")]
+# A whole turn in units where the attribute is an angle, else never reached.
+TURN = torch.tensor([360 / unit if name.endswith("_deg") else torch.inf for name, unit in UNITS.items()])
 MEASURED = tuple(UNITS.items())[:9]  # what carts measure too, under the same names
 FEWEST_SHARED = 3
 
@@ -137,14 +139,14 @@ def wave_distance(described: Tensor) -> Tensor:
     row of zeros, which describes nothing.
     """
     known = ~described.isnan() & (described != 0).any(1, keepdim=True)
-    values = described.nan_to_num(0.0)
-    apart = (values[:, None] - values[None, :]).abs()  # (n, n, attribute)
-    turn = 360 / torch.tensor([*UNITS.values()], device=described.device)[AXES]
-    around = apart[..., AXES] % turn
-    apart[..., AXES] = torch.minimum(around, turn - around)
-    shared = (known[:, None] & known[None, :]).float()
-    count = shared.sum(-1)
-    distance = ((apart.square() * shared).sum(-1) / count.clamp(min=1)).sqrt()
+    values = described.nan_to_num(0.0).T[:, :, None]  # (attribute, n, 1)
+    shared = (known[:, None] & known[None, :]).movedim(2, 0)  # (attribute, n, n)
+    apart = (values - values.mT).abs()
+    turn = TURN.to(described.device)[:, None, None]
+    apart = apart.remainder(turn)
+    apart = torch.minimum(apart, turn - apart) * shared
+    count = shared.sum(0)
+    distance = (apart.square().sum(0) / count.clamp(min=1)).sqrt()
     return distance.masked_fill(count < FEWEST_SHARED, torch.inf).fill_diagonal_(0.0)
 
 
