@@ -188,7 +188,8 @@ int dtw_pairwise(const float *x, long n, long leads, long time, long band, float
         long below = j + filled;
         lay_side_by_side(&work, x + j * leads * time, filled, leads, time);
         among_columns(&work, filled, leads, time, band, distance + j * n + j, n);
-        against_columns(&work, x + below * leads * time, n - below, filled, leads, time, band, distance + below * n + j, n);
+        against_columns(
+            &work, x + below * leads * time, n - below, filled, leads, time, band, distance + below * n + j, n);
     }
     for (long i = 0; i < n; i++)
         for (long j = 0; j < i; j++) distance[j * n + i] = distance[i * n + j];
