@@ -88,7 +88,7 @@ def test_every_cell_has_a_figure_or_a_reason(compared: tuple[Path, Table]) -> No
             assert not row.figures
             assert f"fewer than {FEWEST_OF_A_CLASS}" in (row.missing or "")
     assert any(row.figures for row in table.rows if row.mode == "federated" and row.task == "regression")
-    assert {row.method for row in table.rows} >= {"mean predictor", "age and sex"}
+    assert {row.method for row in table.rows} >= {"mean predictor", "age, sex, intervals"}
     for name in FILES:
         assert (out / name).stat().st_size > 500
     assert Table.model_validate_json((out / "comparison.json").read_text()) == table
