@@ -382,7 +382,7 @@ def known_of(setup: Setup, name: str) -> Floats:
     """What a cart prints of each of a site's ECGs: age, sex, rate, intervals and axes, unknown ones as 0 beside a mark.
 
     Intervals are the archive's, else measured on the typical beat (`shared_model.waves`); in units of clinical
-    constants. """
+    constants."""
     store = open_store(setup.sites[name])
     index = store.index
     study = setup.study.model_copy(update={"objective": ObjectiveSettings(name=WAVES)})

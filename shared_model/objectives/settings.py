@@ -44,7 +44,8 @@ class ObjectiveSettings(BaseModel):
         learn_temperature: `temperature` is the start of a trained parameter.
         radius: two ECGs this near are a pair: 0 where the relation is yes or no.
         consistency_weight: TF-C: lambda, the share of the losses inside each domain.
-        consistency_margin: TF-C: delta.
+        consistency_margin: TF-C: delta of the paper's eq. 3; 0 is NT-Xent between an ECG and its spectrum, as the
+            published code trains.
         horizon: CPC: how many steps ahead are predicted.
         window_days, random_split, ecgs_per_patient: as `draws.DrawSettings`.
         task_weight: methods that learn from labels: weight of the target's own loss beside the metric loss (alpha).
@@ -67,7 +68,7 @@ class ObjectiveSettings(BaseModel):
     learn_temperature: bool = False
     radius: float = Field(default=0.0, ge=0)
     consistency_weight: float = Field(default=0.2, ge=0, le=1)
-    consistency_margin: float = Field(default=1.0, ge=0)
+    consistency_margin: float = Field(default=0.0, ge=0)
     horizon: int = Field(default=12, ge=1)
     window_days: float = Field(default=30.0, gt=0)
     random_split: bool = False

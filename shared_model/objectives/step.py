@@ -240,7 +240,7 @@ def time_frequency(step: Step) -> tuple[Tensor, Diagnostics]:
         step.generator,
         temperature=settings.temperature,
         consistency_weight=settings.consistency_weight,
-        consistency_margin=settings.consistency_margin,
+        consistency_margin=settings.consistency_margin or None,
     )
 
 
