@@ -1,6 +1,6 @@
 """Every row of the catalogue trains: two steps at a site, and federated by its name in a study."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,15 @@ def test_networks_follow_from_the_seed_and_leave_the_global_stream_alone() -> No
         ({"name": "ebcl", "window_days": 0}, "window_days"),
         ({"name": "supervised_dml_triplet", "task_weight": -1}, "task_weight"),
         ({"margins": 0.3}, "margins"),
+        ({"name": "cpc", "horizon": 79}, "horizon"),
+        ({"name": "ebcl", "temperature": 0.005}, "starts at 0.01 or above"),
+        ({"name": "ssl_dml_l2", "positives": "random"}, "no two ECGs are at distance 0"),
+        ({"name": "ssl_dml_wave_attributes", "positives": "random"}, "no two ECGs are at distance 0"),
+        ({"name": "supervised_dml_npair", "positives": "nearest"}, "equally near"),
+        ({"name": "supervised_dml_triplet", "negatives": "softhard"}, "softhard"),
+        ({"name": "ssl_dml_l2", "farthest_k": 5}, 'farthest_k is used with negatives = "farthest" only'),
+        ({"name": "ssl_dml_l2", "negatives": "farthest", "nearest_share": 0.3}, "nearest_share is used with"),
+        ({"name": "supervised_dml_angular", "nearest_share": 0.3}, "nearest_share is used with"),
     ],
 )
 def test_settings_that_do_nothing_or_make_no_sense_are_refused(table: dict[str, Any], words: str) -> None:
@@ -190,11 +199,20 @@ def test_settings_that_do_nothing_or_make_no_sense_are_refused(table: dict[str, 
         ObjectiveSettings(**table)
 
 
-def test_a_setting_at_its_usual_value_is_no_mistake() -> None:
-    """A study travels with every key written out."""
-    for name in ROWS:
-        settings = ObjectiveSettings(name=name, **NEEDED.get(name, {}))
-        assert ObjectiveSettings.model_validate_json(settings.model_dump_json()) == settings
+CHOICES: Sequence[Mapping[str, Any]] = (
+    {"name": "ssl_dml_l1", "negatives": "farthest", "farthest_k": 5},
+    {"name": "supervised_dml_triplet", "negatives": "beyond_nearest", "nearest_share": 0.3},
+    {"name": "supervised_dml_margin", "positives": "random", "negatives": "softhard"},
+    {"name": "cpc", "horizon": 64, "temperature": 0.2},
+    {"name": "ebcl", "temperature": 0.01},
+)
+
+
+@pytest.mark.parametrize("given", [{"name": name, **NEEDED.get(name, {})} for name in ROWS] + [*CHOICES])
+def test_a_study_travels_with_every_key_written_out(given: Mapping[str, Any]) -> None:
+    """A setting at its usual value is no mistake, whether or not the row looks at it."""
+    settings = ObjectiveSettings(**given)
+    assert ObjectiveSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_the_table_in_the_docs_is_the_catalogue() -> None:
