@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from shared_model.objectives.contrastive import info_nce
 from shared_model.objectives.losses import Diagnostics, angular_loss, margin_loss, triplet_loss
 from shared_model.objectives.mining import Triplets, mine
-from shared_model.objectives.pretext import LARGEST_INVERSE_TEMPERATURE
 from shared_model.objectives.ranking import relative_contrastive
-from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.objectives.settings import LARGEST_INVERSE_TEMPERATURE, ObjectiveSettings
 from shared_model.objectives.views import VIEWS
 from shared_model.recurrent import cpc_loss
 from shared_model.time_frequency import tf_c_loss
