@@ -52,8 +52,8 @@ def columns_of(study: Study) -> tuple[str, ...]:
 
 def can_be_compared(study: Study, index: RecordIndex) -> NDArray[np.bool_]:
     """(n,): which ECGs the study's objective can learn from: those with all facts that its relation looks at."""
-    unknown: NDArray[np.bool_] = np.isnan(fact_table(study, index, study.objective.relation.facts)).any(axis=1)
-    return np.logical_not(unknown)
+    known = ~np.isnan(fact_table(study, index, study.objective.relation.facts))
+    return np.asarray(known.all(axis=1), np.bool_)
 
 
 def cohort_of(study: Study, index: RecordIndex, rows: Rows) -> Cohort:
