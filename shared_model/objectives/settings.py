@@ -47,7 +47,7 @@ class ObjectiveSettings(BaseModel):
         radius: two ECGs this near are a pair: 0 where the relation is yes or no.
         consistency_weight: TF-C: lambda, the share of the losses inside each domain.
         consistency_margin: TF-C: delta.
-        horizon: CPC: how many steps of 128 ms ahead are predicted; an ECG has 79.
+        horizon: CPC: how many steps ahead are predicted.
         window_days, random_split, ecgs_per_patient: as `draws.DrawSettings`.
         task_weight: methods that learn from labels: weight of the target's own loss beside the metric loss (alpha).
         group_column: Good Views' rhythm: the label column whose equal values make a pair.
