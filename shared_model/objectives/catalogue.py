@@ -39,7 +39,7 @@ GOOD_VIEWS_PUBLISHED: Mapping[str, object] = {
     "epochs": 50,
 }
 SSL_DML_DEPARTURES = (
-    "embeddings are L2-normalised, so that the margin has a scale; negatives are all ECGs beyond the nearest "
+    "embeddings are L2-normalised, so that the margin, of 0.3, has a scale; negatives are all ECGs beyond the nearest "
     "10%; the loss is averaged over triplets inside the margin; AdamW without decay on norms and biases"
 )
 SUPERVISED_DML_DEPARTURES = (
@@ -187,7 +187,14 @@ ROWS = (
         "rank_n_contrast",
         "Rank-N-Contrast: Zha et al., NeurIPS 2023 (arXiv:2210.01189)",
         f"one view an ECG where the source takes two; {ONE_ENCODER}",
-        {"temperature": 2.0},
+        {
+            "temperature": 2.0,
+            "batch_size": 256,
+            "optimizer": "SGD",
+            "learning_rate": 0.5,
+            "weight_decay": 1e-4,
+            "epochs": 400,
+        },
         defaults={"temperature": 2.0},
         labels=True,
     ),
@@ -213,8 +220,15 @@ ROWS = (
         "same_patient",
         "info_nce",
         "CLOCS (CMSC): Kiyasseh, Zhu and Clifton, ICML 2021 (arXiv:2005.13249)",
-        f"the patient's own id, where the published SSL-DML code took the ECG's number; {ONE_ENCODER}",
-        {"temperature": 0.1, "embedding_dim": 128},
+        "the patient's own id, where the published SSL-DML code took the ECG's number; a half's positives count as "
+        f"one, where the source averages over the same ECG's and the patient's other ECGs' apart; {ONE_ENCODER}",
+        {
+            "temperature": 0.1,
+            "embedding_dims": (32, 64, 128, 256, 320),
+            "batch_size": 256,
+            "learning_rate": 1e-4,
+            "epochs": 400,
+        },
         draw="whole_patients",
         views="two_halves",
         candidates="across_views",
@@ -226,8 +240,17 @@ ROWS = (
         "TF-C: Zhang et al., NeurIPS 2022 (arXiv:2206.08496)",
         "residual networks in both domains; the spectrum of each lead up to 50 Hz; physiological augmentations in "
         "time; consistency as the published code trains it, since the paper's margin can be met by pushing augmented "
-        f"views away; {ONE_ENCODER}",
-        {"temperature": 0.2, "consistency_weight": 0.2, "consistency_margin": 1.0},
+        f"views away; fine-tuned from the encoders, where the source keeps the projections; {ONE_ENCODER}",
+        {
+            "temperature": 0.2,
+            "consistency_weight": 0.2,
+            "consistency_margin": 1.0,
+            "embedding_dim": 128,
+            "batch_size": 128,
+            "optimizer": "Adam",
+            "learning_rate": 3e-4,
+            "epochs": 40,
+        },
         views="original_and_augmented",
         defaults={"temperature": 0.2},
         encoder="time_frequency",
@@ -238,7 +261,7 @@ ROWS = (
         "info_nce",
         "PCLR: Diamant et al., PLoS Computational Biology 2022 (arXiv:2104.04569)",
         f"two ECGs of a patient are drawn whenever they were taken; {ONE_ENCODER}",
-        {"temperature": 0.1, "embedding_dim": 320},
+        {"embedding_dim": 320},
         draw="patient_pairs",
         projector=True,
     ),
@@ -247,9 +270,10 @@ ROWS = (
         "learned",
         "relative",
         "RelCon: Xu et al., ICLR 2025 (arXiv:2411.18822)",
-        "12 leads; the motif distance is trained federated, then frozen; candidates within the patient are the other "
-        "crop and the patient's other ECGs, since an archive holds about two, where the source draws 20 of one hour; "
-        f"{ONE_ENCODER}",
+        "12 leads; the motif distance is trained federated, then frozen, on physiological augmentations; it compares "
+        "whole ECGs, not the crops that are embedded; candidates within the patient are the other crop and the "
+        "patient's other ECGs, since an archive holds about two, where the source draws 20 of one hour; the other "
+        f"crops of all ECGs of the batch are candidates too; {ONE_ENCODER}",
         {
             "temperature": 0.1,
             "within_user_candidates": 20,
@@ -279,8 +303,9 @@ ROWS = (
         "same_patient",
         "info_nce",
         "EBCL: Oufattole et al., MLHC 2024 (arXiv:2312.10308)",
-        "the event is a catheterisation, the views are the last ECG before and the first after it; the temperature is "
-        f"learned and clamped; {ONE_ENCODER}",
+        "the event is a catheterisation, of which the time and never the pressure is used; the views are the last ECG "
+        "before and the first after it, in place of up to 512 observations on each side; fine-tuned from one ECG, not "
+        f"from both sides; the temperature is learned and clamped, the projection has two layers; {ONE_ENCODER}",
         {"embedding_dim": 32, "batch_size": 256, "learning_rate": 3e-4, "dropout": 0.5, "epochs": 100},
         draw="around_events",
         candidates="across_pairs",
@@ -290,9 +315,19 @@ ROWS = (
     _good_views("time", "same_record", "the two halves of an ECG", views="two_halves"),
     _good_views("lead", "same_record", "limb leads and chest leads of an ECG", views="two_lead_groups"),
     _good_views("augmentation", "same_record", "physiological augmentations", views="two_augmented"),
-    _good_views("patient", "same_patient", "two ECGs of a patient", draw="patient_pairs"),
+    _good_views(
+        "patient",
+        "same_patient",
+        "two ECGs of a patient, with the paper's loss: not of the paper, whose patients have one ECG each",
+        draw="patient_pairs",
+    ),
     _good_views("demographics", "same_demographics", "the same sex and decade of age"),
-    _good_views("rhythm", "same_group", "the same value in `group_column`, a label column, for example the rhythm"),
+    _good_views(
+        "rhythm",
+        "same_group",
+        "the same value in `group_column`, a label column, for example the rhythm, of the ECGs that have one: with the "
+        "target's own column, or one that tells it, this is supervised, as in the paper",
+    ),
     _good_views(
         "wave_attributes",
         "wave_attributes",
@@ -304,7 +339,17 @@ ROWS = (
         "same_record",
         "cpc",
         "CPC: van den Oord et al. 2018 (arXiv:1807.03748); for ECGs Mehari and Strodthoff 2022 (arXiv:2103.12676)",
-        "a small strided convolution and a GRU in place of the larger networks; AdamW and schedule as of every row",
+        "a small strided convolution and a GRU in place of the larger networks; cosine similarity over a temperature "
+        "in place of the plain product; all steps up to the horizon are predicted, as in the first source, where the "
+        "second predicts the last alone; AdamW and schedule as of every row",
+        {
+            "horizon": 12,
+            "negatives": 128,
+            "kernels": (10, 4, 4, 4),
+            "strides": (2, 2, 2, 2),
+            "width": 512,
+            "recurrent_layers": 2,
+        },
         encoder="recurrent",
     ),
 )
