@@ -1,16 +1,14 @@
 """Distances, mining and triplet loss of one batch of 64 ECGs against the published way of computing them.
 
 The rivals are rewritten from the description: Python loops over pairs, values fetched one by one.
-`python -m benchmarks.mining`; about one minute on one core.
+`python -m benchmarks.mining`; about half a minute on one core. DTW has its own, `benchmarks.dtw`.
 """
 
 import numpy as np
 import torch
-from dtaidistance import dtw_ndim
 from torch import Tensor
 
-from benchmarks.timing import compare, seconds
-from shared_model.dtw import pairwise_dtw
+from benchmarks.timing import compare
 from shared_model.objectives.losses import triplet_loss
 from shared_model.objectives.mining import mine
 from shared_model.objectives.relations import RELATIONS
@@ -42,56 +40,9 @@ def published_step(ecgs: Tensor, embeddings: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def dtaidistance_all_pairs(series: list[np.ndarray], window: int) -> list[float]:
-    """Every pair once, in dtaidistance's C code; series (time, lead)."""
-    return [
-        dtw_ndim.distance(series[i], series[j], window=window, use_c=True) for i in range(len(series)) for j in range(i)
-    ]
-
-
-def compare_dtw(name: str, leads: int, time: int, band_share: float, batch: int) -> None:
-    """Our banded DTW of a whole batch against dtaidistance's, on one core each."""
-    x = np.random.default_rng(leads).normal(size=(batch, leads, time)).cumsum(-1).astype(np.float32)
-    series = [np.ascontiguousarray(row.T, dtype=np.float64) for row in x]
-    window = round(band_share * time) + 1
-    compare(
-        name,
-        lambda: pairwise_dtw(x, band_share),
-        lambda: dtaidistance_all_pairs(series, window),
-        "dtaidistance C",
-        repeats=3,
-    )
-
-
-def compare_small_operations_after_dtw() -> None:
-    """Guards against a second OpenMP runtime: small torch operations at 2 threads, before and after our DTW.
-
-    The times are taken before and after, so the ratio (before / after) is near 1 when all is well and near
-    1/80 when the kernels disturb torch's threads.
-    """
-    x = torch.randn(64, 2048)
-
-    def small_operations() -> None:
-        for _ in range(500):
-            x.add(1.0).relu()
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    small_operations()
-    before = min(seconds(small_operations) for _ in range(5))
-    pairwise_dtw(np.zeros((4, 3, 625), np.float32))
-    after = min(seconds(small_operations) for _ in range(5))
-    torch.set_num_threads(threads)
-    print(
-        f'{{"benchmark": "small torch operations after DTW", "times_faster": {before / after:.2f}}}',
-        flush=True,
-    )
-
-
 def main() -> None:
     """Print one JSON line a comparison."""
     torch.set_num_threads(1)
-    compare_small_operations_after_dtw()
     ecgs = torch.randn(BATCH, 12 * 625)
     embeddings = torch.randn(BATCH, 128)
     for relation in ("l1", "l2"):
@@ -108,10 +59,6 @@ def main() -> None:
         lambda: RELATIONS["l1"].distance(ecgs),
         "L1 at 62.5 Hz",
     )
-    compare_dtw("DTW, 1 lead, 62.5 Hz, band 10%, batch 64", 1, 625, 0.1, 64)
-    compare_dtw("DTW, 3 leads, 62.5 Hz, band 10%, batch 64", 3, 625, 0.1, 64)
-    compare_dtw("DTW, 12 leads, 62.5 Hz, band 10%, batch 64", 12, 625, 0.1, 64)
-    compare_dtw("DTW, 12 leads, 250 Hz, band 5%, batch 16", 12, 2500, 0.05, 16)
 
 
 if __name__ == "__main__":

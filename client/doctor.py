@@ -22,6 +22,8 @@ from rich.table import Table
 from client.doctor_site import examine_site
 from client.finding import Finding, Level, ok, problem, warning
 from client.store import ROW_BYTES
+from shared_model.dtw import dtw_backend
+from shared_model.errors import HemoFedError
 
 # The lower bounds of pyproject.toml for what a site runs (a test holds them equal).
 OLDEST_PYTHON = (3, 11)
@@ -58,6 +60,7 @@ def examine(site_dir: Path | None) -> list[Finding]:
         memory(memory_bytes()),
         cores(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
         gpu(cuda_devices),
+        dtw(dtw_backend),
         clock_rate(time.time, time.monotonic, time.sleep),
         clock_date(datetime.now(UTC), datetime.now().astimezone().strftime("%z")),
         file_time(folder, time.time),
@@ -203,6 +206,19 @@ def gpu(devices: Callable[[], list[str]]) -> Finding:
         said = " ".join(str(error).split())[:120]
         return warning("gpu", f"torch cannot use it: {said}", 'update the driver, or set device = "cpu" in site.toml')
     return ok("gpu", "; ".join(found) or "none; the CPU works")
+
+
+def dtw(backend: Callable[[], str]) -> Finding:
+    """What computes DTW on the CPU: a C kernel compiled here, or numba."""
+    try:
+        found = backend()
+    except HemoFedError as error:
+        return problem("dtw", error.message, "unset HEMOFED_DTW, or set it to numba")
+    except ImportError as error:
+        return problem("dtw", f"no C kernel, and no numba either ({error})", "run: pip install hemofed")
+    if "no C kernel" in found:
+        return warning("dtw", found, "it works, but three to six times slower; only studies that use DTW would notice")
+    return ok("dtw", found)
 
 
 def clock_rate(wall: Callable[[], float], monotonic: Callable[[], float], sleep: Callable[[float], None]) -> Finding:

@@ -43,8 +43,21 @@ def _fact(study: Study, index: RecordIndex, name: str) -> NDArray[np.float64]:
     raise KeyError(name)
 
 
+def columns_of(study: Study) -> tuple[str, ...]:
+    """The columns of the site's records that the objective's relation looks at, and that may be empty."""
+    names = {"age_band": "age_years", "female": "sex", "group": study.objective.group_column}
+    names |= dict.fromkeys(("value", "positive"), study.target.column)
+    return tuple(names[fact] for fact in study.objective.relation.facts if fact in names)
+
+
+def can_be_compared(study: Study, index: RecordIndex) -> NDArray[np.bool_]:
+    """(n,): which ECGs the study's objective can learn from: those with all facts that its relation looks at."""
+    known = ~np.isnan(fact_table(study, index, study.objective.relation.facts))
+    return np.asarray(known.all(axis=1), np.bool_)
+
+
 def cohort_of(study: Study, index: RecordIndex, rows: Rows) -> Cohort:
     """The training ECGs as draws see them; an ECG's event is the measurement that its label of the target is from."""
     value = index.labels.get(study.target.column, np.full(len(index), np.nan, np.float32))
     event_at = np.where(np.isnan(value), np.nan, index.measured_at)
-    return Cohort(rows, index.patient[rows], index.recorded_at[rows], event_at[rows])
+    return Cohort(rows, index.patient[rows], index.record[rows], index.recorded_at[rows], event_at[rows])

@@ -122,6 +122,11 @@ class Store:
             steps[here] = folder.read(rows[here] - self._starts[number])
         return steps
 
+    def measurements(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """What the archives brought, by name of `client.records.record.MEASUREMENTS`: (n_records, len(names)) float32,
+        NaN where an archive did not bring it."""
+        return np.concatenate([_measurements(folder, names) for folder in self._folders])
+
     def derived(self, name: str, width: int, compute: Compute, progress: Progress | None = None) -> NDArray[np.float32]:
         """`compute` of every row, (n_records, width) float32, made at first use and then memory-mapped.
 
@@ -136,6 +141,20 @@ class Store:
                 _write_derived(path, folder, width, compute, start, total, progress)
             tables.append(np.load(path, mmap_mode="r"))
         return tables[0] if len(tables) == 1 else np.concatenate(tables)
+
+
+def _measurements(folder: StoreFolder, names: Sequence[str]) -> NDArray[np.float32]:
+    wanted = ", ".join("?" * len(names))
+    query = f"SELECT name, row, value FROM measurements WHERE name IN ({wanted}) AND row <= ?"
+    table = np.full((len(folder.places), len(names)), np.nan, np.float32)
+    if len(folder.places):
+        with closing(sqlite3.connect(folder.site_dir / INDEX_FILE)) as connection:
+            # An ingest that is running has rows that this store did not open.
+            values = connection.execute(query, (*names, int(folder.places[-1])))
+            known = _columns(values, folder.places, np.float32)
+        for column, name in enumerate(names):
+            table[:, column] = known.get(name, np.nan)
+    return table
 
 
 def _write_derived(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from client import local_state
 from client.evaluation import Scores, count, pressure_score, release
-from client.facts import cohort_of, fact_table
+from client.facts import can_be_compared, cohort_of, columns_of, fact_table
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
 from client.training import (
@@ -84,10 +84,7 @@ def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_
 def pretrain_patients(study: Study, index: RecordIndex) -> int:
     """How many training patients the study's objective can learn from, before any rounding."""
     objective = study.objective
-    chosen = index.split == SPLITS["train"]
-    if objective.method.labels:
-        chosen = chosen & has_label(index, study.target.column)
-    cohort = cohort_of(study, index, index.row[chosen])
+    cohort = cohort_of(study, index, index.row[learned_from(index, study, "pretrain")])
     return drawable_patients(objective.method.draw, cohort, objective.draw_settings)
 
 
@@ -184,25 +181,34 @@ def has_label(index: RecordIndex, column: str) -> NDArray[np.bool_]:
 
 
 def training_rows(index: RecordIndex, study: Study, task: str) -> Rows:
-    """Rows of the training split: all of them in pretraining, the labelled ones where labels are learned from.
+    """Rows of the ECGs that a task learns from here.
 
     Raises:
         HemoFedError: there are fewer than two, so that nothing can be learned here.
     """
-    chosen = index.split == SPLITS["train"]
-    labels = task == "finetune" or (task == "pretrain" and study.objective.method.labels)
-    if labels:
-        chosen &= has_label(index, study.target.column)
-    if labels and study.finetune.labelled_share < 1:
-        chosen &= in_labelled_share(index, study, chosen)
+    chosen = learned_from(index, study, task)
     if chosen.sum() < 2:
+        columns = {"distance": (), "pretrain": columns_of(study), "finetune": (study.target.column,)}[task]
         raise HemoFedError(
             f"{chosen.sum()} training ECGs for {task}; ingest more records"
-            + (f" with a value in {study.target.column}" if labels else ""),
+            + (f" with a value in {' and '.join(columns)}" if columns else ""),
             ExitCode.NO_USABLE_PATIENTS,
         )
     rows: Rows = index.row[chosen]
     return rows
+
+
+def learned_from(index: RecordIndex, study: Study, task: str) -> NDArray[np.bool_]:
+    """(n,): the training split; in fine-tuning its labelled ECGs, in pretraining those that the objective can compare.
+    Whatever looks at the target's labels sees those of the study's `labelled_share` only."""
+    chosen: NDArray[np.bool_] = index.split == SPLITS["train"]
+    if task == "distance":
+        return chosen
+    chosen = chosen & (has_label(index, study.target.column) if task == "finetune" else can_be_compared(study, index))
+    labels = task == "finetune" or study.target.column in columns_of(study)
+    if labels and study.finetune.labelled_share < 1:
+        chosen &= in_labelled_share(index, study, chosen)
+    return chosen
 
 
 def in_labelled_share(index: RecordIndex, study: Study, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -298,7 +304,10 @@ def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def describer(store: Store, study: Study, site_dir: Path) -> Describe:
     """How a batch is described for its relation: by what is known of the ECGs, from the site's cache where describing
-    them is slow, else on the device."""
+    them is slow, else on the device.
+
+    What the archive measured comes first where the relation can use it; what is computed fills the rest.
+    """
     relation = study.objective.relation
     if relation.facts:
         facts = fact_table(study, store.index, relation.facts)
@@ -312,6 +321,11 @@ def describer(store: Store, study: Study, site_dir: Path) -> Describe:
 
     progress = progress_file(site_dir, f"describing ECGs ({relation.name})")
     table = store.derived(relation.cache_name, relation.width, compute, progress)
+    if relation.measured:
+        names, units = zip(*relation.measured, strict=True)
+        measured = store.measurements(names) / np.array(units, np.float32)
+        table = np.array(table)  # the cache itself stays as computed
+        table[:, : len(names)] = np.where(np.isnan(measured), table[:, : len(names)], measured)
     return lambda rows, signals, present: torch.from_numpy(table[rows]).to(signals.device)
 
 

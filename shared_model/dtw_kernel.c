@@ -125,20 +125,21 @@ static void lay_side_by_side(const workspace *work, const float *x, int filled, 
             for (long t = 0; t < time; t++) to[(t * leads + lead) * LANES + lane] = *x++;
 }
 
-/* Series a[0..n) against the columns: distance[i * step_row + lane * step_lane]. */
+/* Series a[0..n) against the columns: distance[i * step + lane]. */
 static void against_columns(
     const workspace *work, const float *a, long n, int filled, long leads, long time, long band, float *distance,
-    long step_row, long step_lane) {
+    long step) {
     for (long i = 0; i < n; i += SERIES) {
         const float *rows[SERIES];
         for (int s = 0; s < SERIES; s++) rows[s] = a + (i + s < n ? i + s : n - 1) * leads * time;
         tile(work, rows, 0, filled, leads, time, band);
         for (int s = 0; s < SERIES && i + s < n; s++)
             for (int lane = 0; lane < filled; lane++)
-                distance[(i + s) * step_row + lane * step_lane] = sqrtf(work->row[(time - 1) * SERIES + s][lane]);
+                distance[(i + s) * step + lane] = sqrtf(work->row[(time - 1) * SERIES + s][lane]);
     }
 }
 
+/* The columns against each other: distance[lane * step + other]. */
 static void among_columns(
     const workspace *work, int filled, long leads, long time, long band, float *distance, long step) {
     for (int turn = 1; turn <= filled / 2; turn += SERIES) {
@@ -173,7 +174,7 @@ int dtw_cross(const float *a, long n, const float *b, long m, long leads, long t
     for (long j = 0; j < m; j += LANES) {
         int filled = m - j < LANES ? m - j : LANES;
         lay_side_by_side(&work, b + j * leads * time, filled, leads, time);
-        against_columns(&work, a, n, filled, leads, time, band, distance + j, m, 1);
+        against_columns(&work, a, n, filled, leads, time, band, distance + j, m);
     }
     return release(work, 0);
 }
@@ -187,8 +188,8 @@ int dtw_pairwise(const float *x, long n, long leads, long time, long band, float
         long below = j + filled;
         lay_side_by_side(&work, x + j * leads * time, filled, leads, time);
         among_columns(&work, filled, leads, time, band, distance + j * n + j, n);
-        against_columns(&work, x + below * leads * time, n - below, filled, leads, time, band,
-                        distance + below * n + j, n, 1);
+        against_columns(
+            &work, x + below * leads * time, n - below, filled, leads, time, band, distance + below * n + j, n);
     }
     for (long i = 0; i < n; i++)
         for (long j = 0; j < i; j++) distance[j * n + i] = distance[i * n + j];

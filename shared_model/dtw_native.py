@@ -54,12 +54,15 @@ def load_kernel() -> Kernel:
         if not library.exists():
             build(compiler, library)
         try:
-            return loaded(library, version)
-        except NoKernelError:  # perhaps damaged since it was built
+            kernel = loaded(library, version)
+        except NoKernelError:  # damaged since it was built, or no longer ours alone
             build(compiler, library)
-            return loaded(library, version)
+            kernel = loaded(library, version)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # RuntimeError: a user without a home
         raise NoKernelError(" ".join(str(error).split())[:200]) from error
+    if not computes_dtw(kernel):
+        raise NoKernelError(f"what {version} built gives wrong distances")
+    return kernel
 
 
 def find_compiler() -> tuple[str, str]:
@@ -112,14 +115,14 @@ def build(compiler: str, library: Path) -> None:
         command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
         run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         if run.returncode != 0 or not made.exists():
-            said = next((line for line in run.stderr.splitlines() if "error" in line), "no output")
+            said = next((line for line in run.stderr.splitlines() if "error:" in line), "no error given")
             raise NoKernelError(f"{compiler} failed: {said[:160]}")
         made.chmod(0o700)
         made.replace(library)
 
 
 def loaded(library: Path, version: str) -> Kernel:
-    """The kernel in a file, once it has shown that it computes DTW."""
+    """The kernel in a file, or NoKernelError where the file is not a library or not the user's own."""
     refuse_what_others_can_write(library)
     try:
         functions = ctypes.CDLL(str(library))  # releases the interpreter's lock during a call
@@ -140,10 +143,7 @@ def loaded(library: Path, version: str) -> Kernel:
         _finish(cross(a, len(a), b, *b.shape, band, distance))
         return distance
 
-    kernel = Kernel(f"{version}, {lanes()} lanes", pairwise_distances, cross_distances)
-    if not computes_dtw(kernel):
-        raise NoKernelError(f"what {version} built gives wrong distances")
-    return kernel
+    return Kernel(f"{version}, {lanes()} lanes", pairwise_distances, cross_distances)
 
 
 def _finish(status: int) -> None:

@@ -63,12 +63,13 @@ def travelling_names(study: Study, task: str, model: nn.ModuleDict) -> tuple[str
     """Names of the arrays that come back from a site in a task; all others stay there.
 
     Pretraining sends the encoder and what is trained beside it. Fine-tuning sends encoder and head, or the encoder
-    only where the study keeps heads local. FedBN (Li et al., ICLR 2021) keeps normalisation layers at the site.
-    Integer buffers (batch norm's step counter) never travel: a mean would turn them into fractions.
+    only where the study keeps heads local. FedBN (Li et al., ICLR 2021) keeps normalisation layers at the site, but not
+    those of a learned distance: near and far must mean the same everywhere. Integer buffers (batch norm's step
+    counter) never travel: a mean would turn them into fractions.
     """
     local: frozenset[str] = frozenset()
     if study.federation.rule == "fedbn":
-        local = norm_parameter_names(model)
+        local = frozenset(name for name in norm_parameter_names(model) if part_of(name) != "distance")
     parts = set(trained_parts(study, task)) - (set() if study.finetune.share_head else {"head"})
     return tuple(
         name

@@ -1,23 +1,29 @@
 """CPC's networks and loss: what comes next in an ECG, from what was (van den Oord et al. 2018, arXiv:1807.03748; for
 ECGs Mehari and Strodthoff 2022, arXiv:2103.12676).
 
-Small: four strided convolutions whose fields hardly overlap, so that the next step cannot be read off this one, and
-one GRU."""
+Four convolution layers and a recurrent net, as in the second source, but small: a GRU in place of two LSTM layers, the
+preset's last width in place of 512. Departures: a step is 64 ms of 250 Hz and shares no sample with the next one, so
+that what comes next cannot be read off what is (there: 20 ms, overlapping); layer norm in place of batch norm;
+cosine similarity over a temperature, as in our other contrastive losses, in place of the plain product."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from shared_model.encoder import CLIP_MV, GAIN, PRESETS, EncoderSettings
+from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS
 from shared_model.objectives.losses import Diagnostics, of_pairs
+from shared_model.objectives.similarity import full_precision, product
 
-KERNELS_AND_STRIDES = ((5, 2), (5, 4), (3, 2), (3, 2))  # 32 samples, 128 ms, a step
-TEMPERATURE = 0.1
-ANCHORS = 16  # steps of an ECG from which the future is predicted, drawn anew each time
+STRIDES = (4, 2, 2, 1)  # each also its layer's kernel, so that fields do not overlap
+STEP_SAMPLES = 16  # their product: 64 ms
+PLACES = 16  # steps of an ECG from which the future is predicted, drawn anew each time
 
 
 class StepNorm(nn.LayerNorm):
-    """Layer norm over the channels of one step: group norm's statistics run over all time, and would tell the past of
+    """Layer norm over the channels of one step: group norm's statistics run over all time and would tell the past of
     the future. (batch, channel, step) -> the same."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,37 +38,37 @@ class RecurrentEncoder(nn.Module):
         super().__init__()
         width = PRESETS[settings.preset].widths[-1]
         layers: list[nn.Module] = []
-        channels = len(LEADS)
-        for kernel, stride in KERNELS_AND_STRIDES:
+        for channels, stride in zip((len(LEADS), width, width, width), STRIDES, strict=True):
             layers += [
-                nn.Conv1d(channels, width, kernel, stride, kernel // 2, bias=False),
+                # With a bias: the norm behind it would otherwise take the voltage away, and lift noise to a QRS.
+                nn.Conv1d(channels, width, stride, stride),
                 nn.BatchNorm1d(width) if settings.norm == "batch" else StepNorm(width),
                 nn.ReLU(),
             ]
-            channels = width
         self.convolutions = nn.Sequential(*layers)
         self.recurrence = nn.GRU(width, width, batch_first=True)
         self.dropout = nn.Dropout(settings.dropout)
         self.embedding = nn.Linear(2 * width, settings.embedding_dim)
 
     def local(self, x: Tensor) -> Tensor:
-        """(batch, 12, time) mV, 0 where missing -> (batch, step, width), a step every 128 ms."""
+        """(batch, 12, time) mV, 0 where missing -> (batch, time // 16, width): a step sees its own 64 ms alone."""
         features: Tensor = self.convolutions(x.clamp(-CLIP_MV, CLIP_MV) * GAIN)
         return features.transpose(1, 2)
 
     def context(self, local: Tensor) -> Tensor:
-        """(batch, step, width) -> (batch, step, width): what has been seen up to each step."""
+        """(batch, step, width) -> (batch, step, width): what has been seen up to and with each step."""
         hidden: Tensor = self.recurrence(local)[0]
         return hidden
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 12, time) float32, mV, 250 Hz, 0 where missing -> (batch, embedding_dim)."""
+        """(batch, 12, time) float32, mV, 250 Hz, 0 where missing, 64 ms or more -> (batch, embedding_dim)."""
         hidden = self.dropout(self.context(self.local(x)))
-        return self.embedding(torch.cat([hidden.mean(1), hidden.amax(1)], 1))  # type: ignore[no-any-return]
+        return cast(Tensor, self.embedding(torch.cat([hidden.mean(1), hidden.amax(1)], 1)))
 
 
 class FuturePredictors(nn.Module):
-    """One linear map from context to local features for every step ahead; thrown away after pretraining."""
+    """One linear map from context to local features for every step ahead (W_k of the first source, eq. 3); thrown away
+    after pretraining."""
 
     def __init__(self, settings: EncoderSettings, horizon: int) -> None:
         super().__init__()
@@ -71,36 +77,45 @@ class FuturePredictors(nn.Module):
 
 
 def cpc_loss(
-    encoder: nn.Module, predictors: nn.Module, signals: Tensor, generator: torch.Generator
+    encoder: nn.Module, predictors: nn.Module, signals: Tensor, generator: torch.Generator, temperature: float = 0.1
 ) -> tuple[Tensor, Diagnostics]:
-    """InfoNCE of every predicted step against that step of the batch's other ECGs and the other drawn steps of its own,
-    averaged over steps ahead, ECGs and drawn places.
+    """InfoNCE (van den Oord et al. 2018, eq. 4) of what stands k steps after a place, averaged over k = 1 to the
+    horizon, places and ECGs.
 
-    Similarity is the cosine over a temperature of 0.1, as in our other contrastive losses, where the source takes the
-    plain product.
+    At most 16 places are drawn, the same in all ECGs. The negatives of a prediction are what stands k steps after the
+    other places of its own ECG and after all places of the others: a patient's other ECGs in the batch are among them.
+    A single place in a single ECG has none, and gives loss 0.
 
     Args:
         encoder: a RecurrentEncoder.
         predictors: FuturePredictors.
-        signals: (batch, 12, time) mV.
+        signals: (batch, 12, time) mV, 250 Hz, 0 where missing.
+        generator: draws the places, on its own device.
+        temperature: what cosines are divided by.
 
     Raises:
-        ValueError: the ECGs are shorter than the horizon.
+        HemoFedError: the ECGs are not longer than the horizon.
     """
-    local = encoder.local(signals).float()  # type: ignore[operator]
-    context = encoder.context(local).float()  # type: ignore[operator]
-    ahead = list(predictors.ahead)  # type: ignore[arg-type]
+    network, ahead = cast(RecurrentEncoder, encoder), list(cast(FuturePredictors, predictors).ahead)
+    local = network.local(signals)
+    context = network.context(local)
     last = local.shape[1] - len(ahead)
     if last < 1:
-        raise ValueError(f"{local.shape[1]} steps of 128 ms are too few to predict {len(ahead)} of them")
-    draw = torch.rand(last, generator=generator, device=generator.device).to(local.device)
-    places = draw.argsort()[: min(ANCHORS, last)]
+        raise HemoFedError(
+            f"objective: horizon {len(ahead)} needs ECGs of more than {len(ahead)} steps of 64 ms, and these have "
+            f"{local.shape[1]}; lower horizon",
+            ExitCode.BAD_STUDY,
+        )
+    places = torch.rand(last, generator=generator, device=generator.device).argsort()[:PLACES].to(local.device)
     losses = []
     for steps, predict in enumerate(ahead, 1):
-        predicted = nn.functional.normalize(predict(context[:, places]).float(), dim=-1).flatten(0, 1)
-        truth = nn.functional.normalize(local[:, places + steps], dim=-1).flatten(0, 1)
-        logits = predicted @ truth.T / TEMPERATURE
+        predicted, came = predict(context[:, places]).flatten(0, 1), local[:, places + steps].flatten(0, 1)
+        logits = product(_unit(predicted), _unit(came)) / temperature
         losses.append(nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device)))
-    pooled = nn.functional.normalize(context.mean(1).detach(), dim=-1)
-    usable = torch.ones(len(signals), dtype=torch.bool, device=signals.device)
-    return torch.stack(losses).mean(), of_pairs(pooled @ pooled.T, usable)
+    whole = _unit(context.detach().mean(1))
+    usable = torch.full((len(signals),), len(signals) * len(places) > 1, device=signals.device)
+    return torch.stack(losses).mean(), of_pairs(product(whole, whole), usable)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return nn.functional.normalize(full_precision(vectors), dim=-1)

@@ -1,23 +1,53 @@
 """TF-C's networks and loss: an ECG and its spectrum should land in one place (Zhang et al., NeurIPS 2022,
 arXiv:2206.08496).
 
-Written from the paper's text. The two encoders are our residual networks in place of the paper's; the spectrum is the
-logarithm of each lead's magnitude up to 50 Hz.
-"""
+Exact: NT-Xent within time and within frequency on the embeddings, consistency on the projections, and how they are
+weighed. Departures: our residual networks, and projectors without batch norm; the spectrum is the logarithm of each
+lead's magnitude up to 50 Hz. The consistency of the paper (its eq. 3) and that of its code differ: see `tf_c_loss`."""
+
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from shared_model.encoder import Encoder, EncoderSettings
-from shared_model.leads import SAMPLING_RATE_HZ
-from shared_model.objectives.contrastive import info_nce
-from shared_model.objectives.losses import Diagnostics
+from shared_model.encoder import PRESETS, STEM_KERNEL, Block, Encoder, EncoderSettings, norm_layer
+from shared_model.leads import LEADS, SAMPLES, SAMPLING_RATE_HZ
+from shared_model.objectives.losses import Diagnostics, of_pairs
+from shared_model.objectives.similarity import unit_and_cosine
 
 HIGHEST_HZ = 50.0  # mains lies at and above it, and little of a QRS
-SPECTRUM_SAMPLES = 500  # what 10 s give: shorter ECGs are brought to it, so that one place is one frequency
-CHANGED_SHARE = 0.1  # of the frequencies, in the augmented spectrum: the paper changes a few
-ADDED_SHARE = 0.1  # of the largest component
+FREQUENCIES = int(HIGHEST_HZ * SAMPLES / SAMPLING_RATE_HZ)  # 500, every 0.1 Hz
+MAGNITUDE_OF_1_MV = 10.0  # before the logarithm, of a sine: brings the harmonics of a QRS to about 1
+CHANGED_SHARE = 0.1  # of the components is removed, and as many are raised; as in the published code
+RAISED_TO = 0.1  # of the lead's largest component, at most; as in the published code
+PLACES = 16  # what the strides leave of FREQUENCIES
 PROJECTION_DIM = 128
+
+
+class FrequencyEncoder(nn.Module):
+    """A residual network over frequency: (batch, 12, 500) -> (batch, embedding_dim).
+
+    Unlike over time there is no pooling: a line's place is its frequency, and pooling would forget it.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        first, *later = PRESETS[settings.preset].widths
+        # With a bias: the norm behind it would otherwise take the voltage away.
+        self.stem = nn.Conv1d(len(LEADS), first, STEM_KERNEL, 4, STEM_KERNEL // 2)  # (batch, first, 125)
+        self.stem_norm = norm_layer(settings.norm, first)
+        blocks = [
+            Block(channels_in, channels_out, 2, settings.norm, settings.dropout)
+            for channels_in, channels_out in pairwise((first, *later))
+        ]
+        self.blocks = nn.Sequential(*blocks)  # (batch, last, 16)
+        self.embedding = nn.Linear(later[-1] * PLACES, settings.embedding_dim)
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """(batch, 12, 500), as `spectrum` gives them -> (batch, embedding_dim)."""
+        x = torch.relu(self.stem_norm(self.stem(spectra)))
+        return cast(Tensor, self.embedding(self.blocks(x).flatten(1)))
 
 
 class TimeFrequencyEncoder(nn.Module):
@@ -27,7 +57,7 @@ class TimeFrequencyEncoder(nn.Module):
         super().__init__()
         half = settings.embedding_dim // 2
         self.time = Encoder(settings.model_copy(update={"embedding_dim": settings.embedding_dim - half}))
-        self.frequency = Encoder(settings.model_copy(update={"embedding_dim": half}))
+        self.frequency = FrequencyEncoder(settings.model_copy(update={"embedding_dim": half}))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 12, time) float32, mV, 250 Hz, 0 where missing -> (batch, embedding_dim): time, then frequency."""
@@ -49,23 +79,25 @@ def _projector(width: int) -> nn.Module:
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """log(1 + magnitude) of each lead from 0 to 50 Hz: (batch, 12, time) mV -> (batch, 12, 500), 0 where a lead is
-    missing. The magnitude is that of a sine of 1 mV times ten, which brings a QRS to about 1."""
-    with torch.autocast(x.device.type, enabled=False):
-        magnitude = torch.fft.rfft(x.float(), dim=-1).abs() * (20.0 / x.shape[-1])
-    kept = round(magnitude.shape[-1] * HIGHEST_HZ / (SAMPLING_RATE_HZ / 2))
-    magnitude = magnitude[..., :kept]
-    if kept != SPECTRUM_SAMPLES:
-        magnitude = nn.functional.interpolate(magnitude, SPECTRUM_SAMPLES, mode="linear", align_corners=False)
-    logarithm: Tensor = magnitude.log1p()
+    """log(1 + magnitude) of each lead, every 0.1 Hz from 0 to below 50 Hz: (batch, 12, time) mV -> (batch, 12, 500).
+
+    A shorter ECG is continued by its mean to 10 s, so that one place is one frequency whatever the length; a longer one
+    is cut. A sine of 1 mV has magnitude 10. A missing lead stays 0; a lead's mean is left out, as carts do.
+    """
+    with torch.autocast(x.device.type, enabled=False):  # no transform in bfloat16
+        x = x[..., :SAMPLES].float()
+        magnitude = torch.fft.rfft(x - x.mean(-1, keepdim=True), n=SAMPLES).abs()[..., :FREQUENCIES]
+        logarithm: Tensor = (magnitude * (2 * MAGNITUDE_OF_1_MV / x.shape[-1])).log1p()
     return logarithm
 
 
 def augmented_spectrum(spectra: Tensor, generator: torch.Generator) -> Tensor:
-    """Some components removed, and some raised to a share of the lead's largest (the paper's section 4.2)."""
-    draw = torch.rand(spectra.shape, generator=generator, device=generator.device).to(spectra.device)
-    raised = ADDED_SHARE * spectra.amax(-1, keepdim=True) * (draw > 1 - CHANGED_SHARE)
-    return torch.maximum(spectra * (draw >= CHANGED_SHARE), raised)
+    """A tenth of the components removed, another tenth raised to up to a tenth of the lead's largest (the paper's
+    section 4): (batch, 12, 500) -> the same."""
+    draw, height = torch.rand((2, *spectra.shape), generator=generator, device=generator.device).to(spectra.device)
+    raised = RAISED_TO * height * spectra.amax(-1, keepdim=True)
+    changed = torch.where(draw < CHANGED_SHARE, 0.0, spectra)
+    return torch.where(draw > 1 - CHANGED_SHARE, torch.maximum(spectra, raised), changed)
 
 
 def tf_c_loss(
@@ -76,45 +108,71 @@ def tf_c_loss(
     generator: torch.Generator,
     temperature: float = 0.2,
     consistency_weight: float = 0.2,
-    consistency_margin: float = 1.0,
+    consistency_margin: float | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """lambda (L_T + L_F) + (1 - lambda) L_C: contrast within time and within frequency, and consistency between them.
+    """lambda (L_T + L_F) + (1 - lambda) L_C (eq. 4), averaged over the ECGs; a single ECG gives loss 0 and gradient 0.
 
-    L_C is the mean of max(0, S(z_T, z_F) - S(pair) + delta) over the three pairs with an augmented side, S the NT-Xent
-    loss of a pair of views: time and spectrum of one ECG should lie nearer than their augmentations. Negatives are the
-    batch's other ECGs.
+    L_T and L_F (eq. 1, 2) are the NT-Xent of an ECG with its augmented view, and of its spectrum with the augmented
+    spectrum. Without a margin L_C is the NT-Xent of an ECG with its spectrum, which is what the published code trains.
+    With one it is `margin_consistency`, the paper's: that can be met by pushing augmented views away, and on simulated
+    ECGs it is, leaving ECG and spectrum as far apart as they were. Negatives are the batch's other ECGs, also those of
+    the same patient.
 
     Args:
         encoder: a TimeFrequencyEncoder.
         projectors: TimeFrequencyProjectors.
-        signals, augmented: (batch, 12, time) mV.
+        signals, augmented: (batch, 12, time) mV, of one length.
+        generator: changes the spectra, on its own device.
         temperature, consistency_weight, consistency_margin: tau, lambda and delta of the paper.
     """
+    network, project = cast(TimeFrequencyEncoder, encoder), cast(TimeFrequencyProjectors, projectors)
     spectra = spectrum(signals)
-    changed = augmented_spectrum(spectra, generator)
-    time, time_2 = encoder.time(torch.cat([signals, augmented])).float().chunk(2)  # type: ignore[operator]
-    frequency, frequency_2 = encoder.frequency(torch.cat([spectra, changed])).float().chunk(2)  # type: ignore[operator]
-    z_time, z_time_2 = projectors.time(torch.cat([time, time_2])).float().chunk(2)  # type: ignore[operator]
-    z_frequency, z_frequency_2 = (
-        projectors.frequency(  # type: ignore[operator]
-            torch.cat([frequency, frequency_2])
-        )
-        .float()
-        .chunk(2)
-    )
-    in_time, seen = two_views(time, time_2, temperature)
-    in_frequency, _ = two_views(frequency, frequency_2, temperature)
-    between, _ = two_views(z_time, z_frequency, temperature)
-    pairs = ((z_time, z_frequency_2), (z_time_2, z_frequency), (z_time_2, z_frequency_2))
-    apart = [(between - two_views(*pair, temperature)[0] + consistency_margin).relu() for pair in pairs]
-    consistency = torch.stack(apart).mean()
-    loss = consistency_weight * (in_time + in_frequency) + (1 - consistency_weight) * consistency
-    return loss * (len(signals) > 1), seen
+    in_time = network.time(torch.cat([signals, augmented]))  # (2 * batch, half)
+    in_frequency = network.frequency(torch.cat([spectra, augmented_spectrum(spectra, generator)]))
+    contrast = nt_xent(*_halves(in_time), temperature) + nt_xent(*_halves(in_frequency), temperature)
+    time, frequency = project.time(in_time), project.frequency(in_frequency)
+    if consistency_margin is None:
+        consistency = nt_xent(_halves(time)[0], _halves(frequency)[0], temperature)
+    else:
+        consistency = margin_consistency(time, frequency, temperature, consistency_margin)
+    loss = (consistency_weight * contrast + (1 - consistency_weight) * consistency).mean()
+    several = len(signals) > 1
+    usable = torch.full((len(signals),), several, device=signals.device)
+    cosine = unit_and_cosine(torch.cat([in_time, in_frequency], 1)[: len(signals)].detach())[1]
+    return loss * several, of_pairs(cosine, usable)
 
 
-def two_views(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Diagnostics]:
-    """NT-Xent between two views of the same ECGs: (batch, width) each."""
-    rows = torch.arange(len(one), device=one.device).repeat(2)
-    distance = (rows[:, None] != rows[None, :]).float()
-    itself = torch.eye(len(rows), dtype=torch.bool, device=one.device)
-    return info_nce(torch.cat([one, other]), distance, itself, temperature)
+def margin_consistency(time: Tensor, frequency: Tensor, temperature: float, margin: float) -> Tensor:
+    """max(0, S(z_T, z_F) - S(pair) + margin), summed over the three pairs with an augmented side (eq. 3), S being the
+    NT-Xent of a pair: an ECG should lie nearer to its spectrum than either lies to the other's augmented view.
+
+    The paper writes no maximum; without it the loss would fall for ever by pushing augmented views away.
+
+    Args:
+        time, frequency: (2 * batch, width): projections, first of the ECGs, then of the augmented ones.
+
+    Returns:
+        (batch,) float32.
+    """
+    (time, time_2), (frequency, frequency_2) = _halves(time), _halves(frequency)
+    between = nt_xent(time, frequency, temperature)
+    pairs = ((time, frequency_2), (time_2, frequency), (time_2, frequency_2))
+    apart = [(between - nt_xent(one, other, temperature) + margin).relu() for one, other in pairs]
+    return torch.stack(apart).sum(0)
+
+
+def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of every ECG, the mean of its two views: (batch, width) and (batch, width) -> (batch,) float32.
+
+    -log(exp(s / t) of the two views / sum of exp(s / t) over all other rows), s the cosine (Chen et al. 2020,
+    arXiv:2002.05709, eq. 1).
+    """
+    cosine = unit_and_cosine(torch.cat([one, other]))[1] / temperature
+    itself = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
+    loss = cosine.masked_fill(itself, -torch.inf).logsumexp(1) - cosine.diagonal(len(one)).repeat(2)
+    return loss.view(2, -1).mean(0)
+
+
+def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+    half = len(rows) // 2
+    return rows[:half], rows[half:]

@@ -21,7 +21,7 @@ from shared_model.workers import worker_pool
 from simulation.comparison_job import Setup, require_same, run_job, score_file, too_few
 from simulation.comparison_output import Table, write_outputs
 from simulation.comparison_plan import Comparison, Job, jobs_of
-from simulation.comparison_summary import summarise
+from simulation.comparison_summary import WAVES, summarise
 from simulation.consortium import hospitals_of
 from simulation.experiment import prepare_hospitals
 from simulation.plan import Simulation
@@ -109,6 +109,7 @@ def describe_first(setup: Setup, comparison: Comparison, console: Console) -> No
     relations = {
         METHODS[name].relation: name for block in comparison.blocks for name in block.methods if METHODS[name].pretrains
     }
+    relations["wave_attributes"] = WAVES  # for the baseline that sees intervals only
     slow = {name for name in relations.values() if ObjectiveSettings(name=name).relation.cached}
     torch.set_num_threads(1)
     with bars(console) as progress:

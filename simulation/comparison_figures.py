@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+SMALLEST_VARIANCE = 1e-12  # below it is rounding: a constant score has no correlation
 
 
 def auroc(score: Floats, outcome: Floats, weights: Floats) -> Floats:
@@ -34,11 +35,12 @@ def rmse(score: Floats, measured: Floats, weights: Floats) -> Floats:
 def pearson(score: Floats, measured: Floats, weights: Floats) -> Floats:
     """Pearson's correlation."""
     total = weights.sum(1)
-    mean_1, mean_2 = _over(weights @ score, total), _over(weights @ measured, total)
-    covariance = _over(weights @ (score * measured), total) - mean_1 * mean_2
-    variance_1 = _over(weights @ score**2, total) - mean_1**2
-    variance_2 = _over(weights @ measured**2, total) - mean_2**2
-    return _over(covariance, np.sqrt(np.maximum(variance_1 * variance_2, 0)))
+    one, other = score - score.mean(), measured - measured.mean()  # near 0, so that squares keep their digits
+    mean_1, mean_2 = _over(weights @ one, total), _over(weights @ other, total)
+    covariance = _over(weights @ (one * other), total) - mean_1 * mean_2
+    variances = (_over(weights @ x**2, total) - mean**2 for x, mean in ((one, mean_1), (other, mean_2)))
+    first, second = (np.where(variance > SMALLEST_VARIANCE, variance, 0.0) for variance in variances)
+    return _over(covariance, np.sqrt(first * second))
 
 
 def _by_score(score: Floats, outcome: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from client.site import load_site, write_site
-from client.store import Store, open_store
+from client.store import Store
+from client.store import open_store as open_anew
 from client.tasks import POOLED_FILE, SPLITS, has_label, in_labelled_share, prepare_device
 from client.training import PREDICT_BATCH, autocast, predict, read_signals
 from client.uses import note_use
@@ -34,13 +36,14 @@ from shared_model.objectives.draws import Rows
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.study import Phase, Study, TrainingPhase
 from simulation.baselines import index_test_rows, pooled_folder
-from simulation.comparison_plan import Job, Task, tested_on, trained_on
+from simulation.comparison_plan import Job, Task, judged_on, trained_on
 from simulation.grid import InProcessGrid
 from simulation.probe import cluster_information, fit_probe, recall_at_1
 
 FEWEST_OF_A_CLASS = 10
 FAILED_FILE = "failed.json"
 EMBEDDING_FILE = "embedding.json"
+PATIENTS_OF_A_SITE = 1_000_000_000  # patient codes of two sites stay apart
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Setup:
     def folder(self, job: Job) -> Path:
         """Where a job's files lie."""
         return self.out / "jobs" / job.name
+
+
+@lru_cache(maxsize=64)
+def open_store(site_dir: Path) -> Store:
+    """A site's store, opened once in a process: a comparison looks at the same few thousands of times."""
+    return open_anew(site_dir)
 
 
 def study_of(setup: Setup, job: Job, fraction: float, task: Task = "classification") -> Study:
@@ -224,7 +233,7 @@ def model_of(study: Study, weights: Mapping[str, NDArray[np.generic]]) -> tuple[
 def scores_of(setup: Setup, job: Job, study: Study, weights: Weights) -> dict[str, NDArray[np.float64]]:
     """Site -> scores of its index test ECGs, of the sites that the arm is judged on."""
     scores = {}
-    for name in tested_on(job.arm, list(setup.sites)):
+    for name in judged_on(job.arm, list(setup.sites)):
         store = open_store(setup.sites[name])
         device = prepare_device(load_site(setup.sites[name]), study)
         model, _ = model_of(study, weights)
@@ -239,25 +248,24 @@ def probe(setup: Setup, job: Job, fraction: float, start: Path | None) -> None:
     if not wanted:
         return
     study = study_of(setup, job, fraction)
-    model, device = model_of(study, load_file(start) if start else {})
-    model.to(device)
     training, values, patients = [], [], []
     for number, name in enumerate(trained_on(job.arm, list(setup.sites))):
         store = open_store(setup.sites[name])
         rows = labelled_rows(setup, store, job, fraction)
         if len(rows):
-            training.append(embed(study, model, store, rows, device))
+            training.append(embedded(setup, job, name, start)[rows])
             values.append(store.index.labels[study.target.column][rows].astype(np.float64))
-            patients.append(store.index.patient[rows] + number * 1_000_000_000)
+            patients.append(store.index.patient[rows] + number * PATIENTS_OF_A_SITE)
     x, y, who = np.concatenate(training), np.concatenate(values), np.concatenate(patients)
-    test = {}
-    for name in tested_on(job.arm, list(setup.sites)):
-        store = open_store(setup.sites[name])
-        test[name] = embed(study, model, store, index_test_rows(store, study), device)
+    test = {
+        name: embedded(setup, job, name, start)[index_test_rows(open_store(setup.sites[name]), study)]
+        for name in judged_on(job.arm, list(setup.sites))
+    }
     for task in wanted:
         target = (y > study.target.threshold).astype(np.float64) if task == "classification" else y
         fitted = fit_probe(x, target, who, task, seed=job.seed)
-        write_arrays(folder / score_file(fraction, "frozen", task), {name: fitted(e) for name, e in test.items()})
+        scores = {name: fitted(embedding) for name, embedding in test.items()}
+        write_arrays(folder / score_file(fraction, "frozen", task), scores)
     describe_embedding(setup, job, study, test, fraction)
 
 
@@ -281,13 +289,21 @@ def describe_embedding(
         write_text(setup.folder(job) / EMBEDDING_FILE, json.dumps(figures))
 
 
-def embed(study: Study, model: nn.ModuleDict, store: Store, rows: Rows, device: torch.device) -> NDArray[np.float64]:
-    """The encoder's output: (len(rows), embedding_dim)."""
-    out = np.empty((len(rows), study.encoder.embedding_dim))
+def embedded(setup: Setup, job: Job, name: str, start: Path | None) -> NDArray[np.float64]:
+    """The encoder's output for a site's labelled ECGs, at their rows; zeros elsewhere. Kept while a job needs it."""
+    return _embedded(study_of(setup, job, 1.0), setup.sites[name], start)
+
+
+@lru_cache(maxsize=8)
+def _embedded(study: Study, site_dir: Path, start: Path | None) -> NDArray[np.float64]:
+    store = open_store(site_dir)
+    model, device = model_of(study, load_file(start) if start else {})
+    rows = store.index.row[has_label(store.index, study.target.column) & (store.index.split != SPLITS["validation"])]
+    out = np.zeros((len(store.index), study.encoder.embedding_dim))
     with torch.inference_mode(), autocast(device, study.federation.precision):
-        for start in range(0, len(rows), PREDICT_BATCH):
-            signals, _ = read_signals(store, rows[start : start + PREDICT_BATCH], device)
-            out[start : start + PREDICT_BATCH] = model["encoder"](signals).float().cpu().numpy()
+        for chunk in np.array_split(rows, len(rows) // PREDICT_BATCH + 1):
+            signals, _ = read_signals(store, chunk, device)
+            out[chunk] = model["encoder"](signals).float().cpu().numpy()
     return out
 
 

@@ -75,6 +75,13 @@ def shown(estimate: Estimate | None, signed: bool = False) -> str:
     return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
+def short(estimate: Estimate | None) -> str:
+    """`0.78 (0.74-0.82)`, for a narrow screen."""
+    if estimate is None or estimate.value is None:
+        return "-"
+    return f"{estimate.value:.2f} ({estimate.low or 0:.2f}-{estimate.high or 0:.2f})"
+
+
 def probability(value: float | None) -> str:
     """A p-value to two digits."""
     return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.2g}"
@@ -180,9 +187,9 @@ def print_table(table: Table, console: Console) -> None:
         modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
         screen = ScreenTable(title=f"{table.name}: {name.upper()}", box=SIMPLE)
         for heading in ("method", "reading", "labels", *modes):
-            screen.add_column(heading)
+            screen.add_column(heading, no_wrap=True)
         for method, reading, fraction in dict.fromkeys((row.method, row.reading, row.fraction) for row in rows):
             found = {r.mode: r for r in rows if (r.method, r.reading, r.fraction) == (method, reading, fraction)}
-            cells = [shown(found[mode].figures.get(name)) if mode in found else "" for mode in modes]
+            cells = [short(found[mode].figures.get(name)) if mode in found else "" for mode in modes]
             screen.add_row(method, reading, f"{100 * fraction:g}%", *cells)
         console.print(screen)

@@ -102,10 +102,13 @@ class Job:
 
 
 def jobs_of(comparison: Comparison, sites: Sequence[str]) -> list[Job]:
-    """All jobs, those first that say most: a whole seed of every method before the next seed."""
-    jobs = [job for block in comparison.blocks for job in _jobs(block, sites)]
+    """All jobs, those first that say most: of each table a whole seed of every method before the next seed."""
     order = {"federated": 0, "pooled": 1}
-    return sorted(jobs, key=lambda job: (job.seed, order.get(job.arm, 3 if job.arm.startswith(WITHOUT) else 2)))
+
+    def rank(job: Job) -> tuple[int, int]:
+        return job.seed, order.get(job.arm, 3 if job.arm.startswith(WITHOUT) else 2)
+
+    return [job for block in comparison.blocks for job in sorted(_jobs(block, sites), key=rank)]
 
 
 def _jobs(block: Block, sites: Sequence[str]) -> Iterator[Job]:
@@ -134,7 +137,7 @@ def trained_on(arm: str, sites: Sequence[str]) -> list[str]:
     return [site for site in sites if arm != WITHOUT + site]
 
 
-def tested_on(arm: str, sites: Sequence[str]) -> list[str]:
+def judged_on(arm: str, sites: Sequence[str]) -> list[str]:
     """The sites whose test patients an arm is judged on."""
     if arm.startswith(LOCAL) or arm.startswith(WITHOUT):
         return [arm.split("-", 1)[1]]

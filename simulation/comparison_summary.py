@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file
 from scipy.stats import norm
 
-from client.store import Store, open_store
+from client.tasks import describer
 from server.report.results import Estimate
 from shared_model.bootstrap import bootstrap_weights
 from shared_model.errors import HemoFedError
 from shared_model.gaps import holm
+from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.subgroups import attributes_of, group_masks
 from simulation.baselines import index_test_rows
 from simulation.comparison_figures import FIGURES, PRIMARY, Figure
@@ -23,8 +25,10 @@ from simulation.comparison_job import (
     EMBEDDING_FILE,
     FAILED_FILE,
     FEWEST_OF_A_CLASS,
+    PATIENTS_OF_A_SITE,
     Setup,
     labelled_rows,
+    open_store,
     score_file,
     too_few,
 )
@@ -33,7 +37,9 @@ from simulation.probe import fit_probe
 
 REPLICATES = 1000
 Floats = NDArray[np.float64]
-DEMOGRAPHICS, MEAN = "age and sex", "mean predictor"
+KNOWN, MEAN = "age, sex, intervals", "mean predictor"
+WAVES = "ssl_dml_wave_attributes"
+UNKNOWN_AGE_YEARS = 60.0
 PARTITIONS = ("sex", "age", "race")
 
 
@@ -322,12 +328,13 @@ def embedding_figures(setup: Setup, method: str, mode: str, block: Block) -> dic
 
 
 def free_rows(setup: Setup, patients: Mapping[str, Patients], comparison: Comparison) -> list[Row]:
-    """What costs nothing: the training mean, and a regression on age and sex; one per share of labels, pooled."""
+    """What costs nothing: the training mean, and a regression on age, sex and the ECG's intervals and axes; one for
+    each share of labels, pooled."""
     names, rows = [name for name in setup.sites if usable(patients[name])], []
     fractions = sorted({fraction for block in comparison.blocks for fraction in block.fractions})
     tasks = sorted({task for block in comparison.blocks for task in block.tasks})
     for fraction, task in product(fractions, tasks):
-        for method in (MEAN, DEMOGRAPHICS):
+        for method in (MEAN, KNOWN):
             row = Row(method=method, mode="pooled", fraction=fraction, reading="none", task=task)
             try:
                 by_seed = [free_scores(setup, method, task, fraction, seed) for seed in range(1, comparison.seeds + 1)]
@@ -348,7 +355,7 @@ def free_rows(setup: Setup, patients: Mapping[str, Patients], comparison: Compar
 
 
 def free_scores(setup: Setup, method: str, task: str, fraction: float, seed: int) -> dict[str, Floats]:
-    """Site -> scores of a model that sees age and sex only, or nothing, trained on one seed's labels of all sites."""
+    """Site -> scores of a model that sees a few numbers only, or none, trained on one seed's labels of all sites."""
     job = Job(BASELINE, "pooled", seed, (fraction,), (), ())
     if (why := too_few(setup, job, fraction)) is not None:
         raise HemoFedError(why)
@@ -356,12 +363,12 @@ def free_scores(setup: Setup, method: str, task: str, fraction: float, seed: int
     for number, name in enumerate(trained_on("pooled", list(setup.sites))):
         store = open_store(setup.sites[name])
         rows = labelled_rows(setup, store, job, fraction)
-        described.append(age_and_sex(store, rows))
+        described.append(known_of(setup, name)[rows])
         values.append(
             store.index.labels[setup.study.target.column][rows].astype(np.float64) if len(rows) else np.zeros(0)
         )
-        who.append(store.index.patient[rows] + number * 1_000_000_000)
-        test[name] = age_and_sex(store, index_test_rows(store, setup.study))
+        who.append(store.index.patient[rows] + number * PATIENTS_OF_A_SITE)
+        test[name] = known_of(setup, name)[index_test_rows(store, setup.study)]
     x, y = np.concatenate(described), np.concatenate(values)
     if task == "classification":
         y = (y > setup.study.target.threshold).astype(np.float64)
@@ -371,10 +378,21 @@ def free_scores(setup: Setup, method: str, task: str, fraction: float, seed: int
     return {name: fitted(rows) for name, rows in test.items()}
 
 
-def age_and_sex(store: Store, rows: NDArray[np.int64]) -> Floats:
-    """(n, 4): age in years (60 where unknown), whether it is unknown, female, male."""
-    age = store.index.age_years[rows].astype(np.float64)
-    sex = store.index.sex[rows]
-    return np.stack([np.where(np.isnan(age), 60.0, age), np.isnan(age), sex == "female", sex == "male"], 1).astype(
-        float
-    )
+def known_of(setup: Setup, name: str) -> Floats:
+    """What a cart prints of each of a site's ECGs: age, sex, rate, intervals and axes, unknown ones as 0 beside a mark.
+
+    Intervals are the archive's, else measured on the typical beat (`shared_model.waves`); in units of clinical
+    constants."""
+    store = open_store(setup.sites[name])
+    index = store.index
+    study = setup.study.model_copy(update={"objective": ObjectiveSettings(name=WAVES)})
+    describe = describer(store, study, setup.sites[name])
+    waves = describe(index.row, torch.zeros(1), torch.zeros(1)).numpy().astype(np.float64)
+    age = index.age_years.astype(np.float64)
+    columns = [
+        np.where(np.isnan(age), UNKNOWN_AGE_YEARS, age),
+        np.isnan(age),
+        index.sex == "female",
+        index.sex == "male",
+    ]
+    return np.hstack([np.stack(columns, 1).astype(np.float64), np.nan_to_num(waves), np.isnan(waves)])

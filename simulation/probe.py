@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
-from scipy.optimize import minimize
 from scipy.special import expit
 
 Floats = NDArray[np.float64]
@@ -18,6 +17,7 @@ Codes = NDArray[np.int64]
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
+MOST_NEWTON_STEPS = 50
 CLUSTERS = 10
 
 
@@ -83,15 +83,34 @@ def _fit(embeddings: Floats, wanted: Floats, kind: str, penalty: float) -> Probe
         weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (wanted - centre))
         return Probe(mean, scale, weights, centre, kind)
 
-    def loss(parameters: Floats) -> tuple[float, Floats]:
-        weights, bias = parameters[:-1], parameters[-1]
-        logit = x @ weights + bias
-        gap = expit(logit) - wanted
-        value = np.sum(np.logaddexp(0, logit) - wanted * logit) + penalty / 2 * weights @ weights
-        return float(value), np.append(x.T @ gap + penalty * weights, gap.sum())
+    solution = _newton(np.hstack([x, np.ones((len(x), 1))]), wanted, penalty)
+    return Probe(mean, scale, solution[:-1], float(solution[-1]), kind)
 
-    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return Probe(mean, scale, found.x[:-1], float(found.x[-1]), kind)
+
+def _newton(x: Floats, wanted: Floats, penalty: float) -> Floats:
+    """Logistic regression by Newton steps, halved while they do not help; the last column, the bias, is not
+    penalised."""
+    ridge = np.full(x.shape[1], penalty)
+    ridge[-1] = 1e-6  # keeps the bias finite where all training patients are of one class
+
+    def loss(solution: Floats) -> float:
+        logit = x @ solution
+        return float(np.sum(np.logaddexp(0, logit) - wanted * logit) + ridge @ solution**2 / 2)
+
+    solution = np.zeros(x.shape[1])
+    best = loss(solution)
+    for _ in range(MOST_NEWTON_STEPS):
+        probability = expit(x @ solution)
+        gradient = x.T @ (probability - wanted) + ridge * solution
+        curvature = (x * (probability * (1 - probability))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        while (value := loss(solution - step)) > best and np.abs(step).max() > 1e-10:
+            step /= 2
+        solution = solution - step
+        if best - value < 1e-9 * max(best, 1.0):
+            break
+        best = value
+    return solution
 
 
 def recall_at_1(embeddings: Floats, classes: Codes) -> float:
@@ -122,4 +141,4 @@ def normalised_mutual_information(one: Codes, other: Codes) -> float:
     there = joint > 0
     information = float(np.sum(joint[there] * np.log(joint[there] / independent[there])))
     entropy = sum(-float(np.sum(p[p > 0] * np.log(p[p > 0]))) for p in (rows, columns)) / 2
-    return max(information, 0.0) / entropy if entropy > 0 else 0.0
+    return max(information, 0.0) / entropy if entropy > 1e-12 else 0.0

@@ -20,8 +20,9 @@ import client.cli
 import server.cli
 import simulation.cli
 from shared_model.study import Study, study_from_table
+from simulation.comparison_plan import Comparison
 from simulation.hospitals import HospitalSpec, write_hospital
-from simulation.plan import Simulation, load_plan
+from simulation.plan import Simulation, load_comparison, load_plan
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -244,7 +245,7 @@ def type_words(annotation: object) -> set[str]:
     if origin is Literal:
         return {f"`{value}`" for value in arguments}
     if origin is tuple:
-        return {"list of text"}
+        return {"list of numbers" if float in arguments else "list of text"}
     if origin is dict:
         return {"table of numbers"}
     if hasattr(annotation, "__metadata__"):
@@ -252,7 +253,7 @@ def type_words(annotation: object) -> set[str]:
     return set().union(*(type_words(part) for part in arguments if part is not type(None)))
 
 
-SCHEMA = schema_keys(Study) | schema_keys(Simulation, "simulation.")
+SCHEMA = schema_keys(Study) | schema_keys(Simulation, "simulation.") | schema_keys(Comparison, "comparison.")
 
 
 def test_every_key_of_a_study_is_documented_and_no_other() -> None:
@@ -278,6 +279,8 @@ def test_documented_type_and_default_are_the_schemas(key: str) -> None:
 def test_studies_that_come_along_are_valid(path: Path) -> None:
     study, _ = load_plan(path)
     assert study.name
+    if "[comparison]" in path.read_text(encoding="utf-8"):
+        assert load_comparison(path)[2].methods
 
 
 def test_study_files_in_the_docs_are_valid(tmp_path: Path) -> None:

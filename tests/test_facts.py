@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.facts import cohort_of, fact_table
+from client.facts import can_be_compared, cohort_of, columns_of, fact_table
 from client.store import RecordIndex
 from shared_model.objectives.facts import absolute_difference, equal_distance
 from shared_model.study import Study, study_from_table
@@ -82,4 +82,26 @@ def test_an_ecg_without_a_label_brings_no_event() -> None:
     cohort = cohort_of(Study(name="x"), index(), np.array([3, 0]))
     np.testing.assert_equal(cohort.event_at, [NAN, 12.0])
     assert cohort.patient.tolist() == [1, 0]
+    assert cohort.record.tolist() == [2, 0]
     assert replace(cohort, rows=cohort.rows).rows.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "columns", "comparable"),
+    [
+        ({"name": "simclr"}, (), [True] * 4),
+        ({"name": "ssl_dml_l2"}, (), [True] * 4),
+        ({"name": "good_views_demographics"}, ("age_years", "sex"), [True, True, True, False]),
+        ({"name": "good_views_rhythm", "group_column": "rhythm"}, ("rhythm",), [True, True, False, True]),
+        ({"name": "good_views_rhythm", "group_column": "rythm"}, ("rythm",), [False] * 4),
+        ({"name": "rank_n_contrast"}, ("mpcwp_mmhg",), [True, True, True, False]),
+        ({"name": "supervised_dml_npair"}, ("mpcwp_mmhg",), [True, True, True, False]),
+    ],
+)
+def test_an_ecg_whose_fact_is_unknown_is_not_learned_from(
+    objective: dict[str, str], columns: tuple[str, ...], comparable: list[bool]
+) -> None:
+    """A site without the column once took part at full weight and taught nothing."""
+    study = study_from_table({"name": "x", "objective": objective}, "test")
+    assert can_be_compared(study, index()).tolist() == comparable
+    assert columns_of(study) == columns

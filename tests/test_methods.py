@@ -1,6 +1,6 @@
 """Every row of the catalogue trains: two steps at a site, and federated by its name in a study."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from client.store import open_store
 from client.tasks import describer, training_rows
 from client.training import LocalWork, pretrain, train_distance
 from server.report.files import load_metrics
+from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import all_names, build_model, sent_names, take_arrays, trained_parts, travelling_names
 from shared_model.objectives.catalogue import METHODS
 from shared_model.objectives.draws import DRAWS
@@ -35,7 +36,8 @@ Sites = Mapping[str, Path]
 
 
 def study_of(name: str, **tables: Any) -> Study:
-    return tiny_study(objective={"name": name, **NEEDED.get(name, {}), **tables.pop("objective", {})}, **tables)
+    objective = {"name": name, **NEEDED.get(name, {}), **tables.get("objective", {})}
+    return tiny_study(**{**tables, "objective": objective})
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -113,12 +115,32 @@ def check_federated(name: str, site_dirs: Sites, tmp_path: Path) -> None:
     rounds = load_metrics(out)
     assert [row.phase for row in rounds] == [name for name, phase in study.phases.items() for _ in range(phase.rounds)]
     for row in rounds:
-        with_labels = row.phase == "finetune" or (row.phase == "pretrain" and METHODS[name].labels)
+        with_labels = row.phase == "finetune" or METHODS[name].labels or name == "good_views_rhythm"
         # gamma has no labels: it sits out whatever learns from them, and has no catheterisation to look around
         without_events = row.phase == "pretrain" and METHODS[name].draw == "around_events"
         everybody = ("alpha", "beta") if with_labels or without_events else ("alpha", "beta", "gamma")
         assert row.sites_replied == everybody
         assert row.train_loss is not None
+
+
+def test_a_group_column_that_is_the_target_shows_no_label_beyond_the_studys_share(site_dirs: Sites) -> None:
+    index = open_store(site_dirs["alpha"]).index
+    for share in (0.5, 1.0):
+        tables = {"finetune": {"labelled_share": share}}
+        by_rhythm, fine = (
+            training_rows(index, study_of("good_views_rhythm", **tables), task) for task in ("pretrain", "finetune")
+        )
+        assert by_rhythm.tolist() == fine.tolist()
+
+
+def test_a_group_column_that_no_record_has_stops_the_study(site_dirs: Sites, tmp_path: Path) -> None:
+    """It once pretrained on nothing, with a warning about batch sizes."""
+    study = study_of("good_views_rhythm", objective={"group_column": "rythm"})
+    with pytest.raises(HemoFedError) as caught:
+        run(study, site_dirs, tmp_path / "run")
+    assert caught.value.exit_code == ExitCode.TOO_FEW_SITES
+    with pytest.raises(HemoFedError, match="0 training ECGs for pretrain; ingest more records with a value in rythm"):
+        training_rows(open_store(site_dirs["alpha"]).index, study, "pretrain")
 
 
 def test_supervised_has_no_pretraining_and_is_fine_tuning_alone(site_dirs: Sites, tmp_path: Path) -> None:
@@ -138,6 +160,20 @@ def test_a_learned_distance_is_sent_frozen_and_does_not_come_back() -> None:
     assert distance == set(travelling_names(study, "distance", model))
     assert not distance & set(sent_names(study, "finetune", model))
     assert distance < set(all_names(study, model))
+
+
+@pytest.mark.parametrize("name", ["relcon", "ssl_dml_learned", "tf_c", "cpc", "supervised_dml_margin"])
+@pytest.mark.parametrize("rule", ["fedavg", "fedbn"])
+def test_the_centre_holds_whatever_it_sends(name: str, rule: str) -> None:
+    """FedBN once kept the norms of the learned distance at the sites, and the centre had none to send."""
+    study = study_of(name, encoder={"norm": "batch"}, federation={"rule": rule})
+    model = build_model(study)
+    held = set(all_names(study, model))
+    for task in (*study.phases, "evaluate"):
+        assert set(sent_names(study, task, model)) <= held
+    local = {key for key in model.state_dict() if key not in held and not key.endswith("num_batches_tracked")}
+    assert bool(local) == (rule == "fedbn")
+    assert not any(key.startswith("distance.") for key in local)
 
 
 def test_what_pretraining_alone_needs_leaves_the_model_folder_free(site_dirs: Sites, tmp_path: Path) -> None:
@@ -169,6 +205,15 @@ def test_networks_follow_from_the_seed_and_leave_the_global_stream_alone() -> No
         ({"name": "ebcl", "window_days": 0}, "window_days"),
         ({"name": "supervised_dml_triplet", "task_weight": -1}, "task_weight"),
         ({"margins": 0.3}, "margins"),
+        ({"name": "cpc", "horizon": 79}, "horizon"),
+        ({"name": "ebcl", "temperature": 0.005}, "starts at 0.01 or above"),
+        ({"name": "ssl_dml_l2", "positives": "random"}, "no two ECGs are at distance 0"),
+        ({"name": "ssl_dml_wave_attributes", "positives": "random"}, "no two ECGs are at distance 0"),
+        ({"name": "supervised_dml_npair", "positives": "nearest"}, "equally near"),
+        ({"name": "supervised_dml_triplet", "negatives": "softhard"}, "softhard"),
+        ({"name": "ssl_dml_l2", "farthest_k": 5}, 'farthest_k is used with negatives = "farthest" only'),
+        ({"name": "ssl_dml_l2", "negatives": "farthest", "nearest_share": 0.3}, "nearest_share is used with"),
+        ({"name": "supervised_dml_angular", "nearest_share": 0.3}, "nearest_share is used with"),
     ],
 )
 def test_settings_that_do_nothing_or_make_no_sense_are_refused(table: dict[str, Any], words: str) -> None:
@@ -176,11 +221,20 @@ def test_settings_that_do_nothing_or_make_no_sense_are_refused(table: dict[str, 
         ObjectiveSettings(**table)
 
 
-def test_a_setting_at_its_usual_value_is_no_mistake() -> None:
-    """A study travels with every key written out."""
-    for name in ROWS:
-        settings = ObjectiveSettings(name=name, **NEEDED.get(name, {}))
-        assert ObjectiveSettings.model_validate_json(settings.model_dump_json()) == settings
+CHOICES: Sequence[Mapping[str, Any]] = (
+    {"name": "ssl_dml_l1", "negatives": "farthest", "farthest_k": 5},
+    {"name": "supervised_dml_triplet", "negatives": "beyond_nearest", "nearest_share": 0.3},
+    {"name": "supervised_dml_margin", "positives": "random", "negatives": "softhard"},
+    {"name": "cpc", "horizon": 64, "temperature": 0.2},
+    {"name": "ebcl", "temperature": 0.01},
+)
+
+
+@pytest.mark.parametrize("given", [{"name": name, **NEEDED.get(name, {})} for name in ROWS] + [*CHOICES])
+def test_a_study_travels_with_every_key_written_out(given: Mapping[str, Any]) -> None:
+    """A setting at its usual value is no mistake, whether or not the row looks at it."""
+    settings = ObjectiveSettings(**given)
+    assert ObjectiveSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_the_table_in_the_docs_is_the_catalogue() -> None:

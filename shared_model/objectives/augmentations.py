@@ -113,7 +113,7 @@ def lead_dropout(signals: Tensor, generator: torch.Generator, share: float = DRO
     Leads are drawn one by one. A loose limb electrode takes several with it, which is not imitated: to learn to do
     without a lead, any pattern will do.
     """
-    there = (signals != 0).any(2)  # (batch, lead)
+    there = signals.abs().amax(2) > 0  # (batch, lead)
     draw = _uniform(there.shape, generator, signals.device)
     keep = draw >= share
     last = torch.where(there, draw, -1.0).argmax(1, keepdim=True)  # of the leads that are there the last to go

@@ -1,10 +1,11 @@
 """Which ECGs meet in a batch: any, or those that a method pairs (of one patient, around one catheterisation).
 
 A draw of pairs gives the first ECG of every pair, then the second of every pair in the same order, so that row i and
-row i + n/2 belong together; no patient is in a batch twice.
+row i + n/2 belong together; no patient is in a batch twice. The ECGs of a pair are of different records: a longer
+record is stored as several ECGs, and two of those are no two recordings of a heart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,14 @@ class Cohort:
     Attributes:
         rows: what `Store.read` is asked for.
         patient: code of the patient.
+        record: code of the source record.
         recorded_at: unix seconds, NaN unknown.
         event_at: unix seconds of the catheterisation that the ECG's own label comes from, NaN where it has none.
     """
 
     rows: Rows
     patient: NDArray[np.int64]
+    record: NDArray[np.int64]
     recorded_at: NDArray[np.float64]
     event_at: NDArray[np.float64]
 
@@ -66,18 +69,18 @@ def shuffled(cohort: Cohort, batch_size: int, steps: int, seed: int, settings: D
 
 
 def patient_pairs(cohort: Cohort, batch_size: int, steps: int, seed: int, settings: DrawSettings) -> Iterator[Rows]:
-    """Two different ECGs of each of batch_size / 2 patients (PCLR: Diamant et al. 2022).
+    """ECGs of two different records of each of batch_size / 2 patients (PCLR: Diamant et al. 2022).
 
     Raises:
-        HemoFedError: no patient has two ECGs.
+        HemoFedError: fewer than two patients have two records, so that there is no pair to tell another from.
     """
     del settings
     generator = np.random.default_rng(seed)
     ecgs = _with_two(cohort)
-    _require(ecgs, "no patient has two training ECGs")
+    _require(ecgs, "fewer than two patients have two training ECGs")
     patients = np.arange(len(ecgs))
     for chosen in _epochs(patients, max(1, min(batch_size // 2, len(ecgs))), steps, generator):
-        pairs = [generator.choice(ecgs[patient], 2, replace=False) for patient in chosen]
+        pairs = [_two_of(ecgs[patient], cohort.record, generator) for patient in chosen]
         yield cohort.rows[np.array(pairs).T.ravel()]
 
 
@@ -85,16 +88,18 @@ def whole_patients(cohort: Cohort, batch_size: int, steps: int, seed: int, setti
     """All ECGs of patients drawn one after the other, at most `ecgs_per_patient` each, until the batch is full.
 
     So an ECG meets others of its own patient and of other patients (RelCon's within-user and between-user
-    candidates). The last patient's ECGs are cut to the batch size.
+    candidates). The last patient's ECGs are cut to the batch size; the incomplete batch at an epoch's end is dropped,
+    as it may be of one patient.
     """
     generator = np.random.default_rng(seed)
     ecgs = _by_patient(cohort)
-    size = min(batch_size, len(cohort))
+    size = min(batch_size, sum(min(len(own), settings.ecgs_per_patient) for own in ecgs))
     order: list[int] = []
     for _ in range(steps):
         batch: list[int] = []
-        order = order or generator.permutation(len(ecgs)).tolist()
-        while order and len(batch) < size:  # at an epoch's end a batch may be short; no patient is in it twice
+        while len(batch) < size:
+            if not order:
+                order, batch = generator.permutation(len(ecgs)).tolist(), []
             batch += generator.permutation(ecgs[order.pop()])[: settings.ecgs_per_patient].tolist()
         yield cohort.rows[np.array(batch[:size])]
 
@@ -107,11 +112,14 @@ def around_events(cohort: Cohort, batch_size: int, steps: int, seed: int, settin
     paired here: no label enters, so that what came after an event says nothing of that event's pressure.
 
     Raises:
-        HemoFedError: no patient has an ECG on either side of an event.
+        HemoFedError: fewer than two patients have an ECG on either side of an event.
     """
     generator = np.random.default_rng(seed)
     pairs = _with_events(cohort, settings)
-    _require(pairs, f"no patient has training ECGs within {settings.window_days:g} days before and after an event")
+    _require(
+        pairs,
+        f"fewer than two patients have training ECGs within {settings.window_days:g} days before and after an event",
+    )
     patients = np.arange(len(pairs))
     for chosen in _epochs(patients, max(1, min(batch_size // 2, len(pairs))), steps, generator):
         one_each = [pairs[patient][generator.integers(len(pairs[patient]))] for patient in chosen]
@@ -126,11 +134,20 @@ def drawable_patients(draw: str, cohort: Cohort, settings: DrawSettings) -> int:
 
 
 def _with_two(cohort: Cohort) -> list[Rows]:
-    return [ecgs for ecgs in _by_patient(cohort) if len(ecgs) > 1]
+    """ECGs of each patient with two records or more; empty unless there are two such patients."""
+    record = cohort.record
+    found = [ecgs for ecgs in _by_patient(cohort) if (record[ecgs] != record[ecgs[0]]).any()]
+    return found if len(found) > 1 else []
+
+
+def _two_of(ecgs: Rows, record: NDArray[np.int64], generator: np.random.Generator) -> tuple[int, int]:
+    first = generator.choice(ecgs)
+    return int(first), int(generator.choice(ecgs[record[ecgs] != record[first]]))
 
 
 def _with_events(cohort: Cohort, settings: DrawSettings) -> list[list[tuple[int, int]]]:
-    return [found for ecgs in _by_patient(cohort) if (found := _event_pairs(cohort, ecgs, settings))]
+    found = [pairs for ecgs in _by_patient(cohort) if (pairs := _event_pairs(cohort, ecgs, settings))]
+    return found if len(found) > 1 else []
 
 
 def _event_pairs(cohort: Cohort, ecgs: Rows, settings: DrawSettings) -> list[tuple[int, int]]:
@@ -140,7 +157,8 @@ def _event_pairs(cohort: Cohort, ecgs: Rows, settings: DrawSettings) -> list[tup
     ecgs, at = ecgs[np.argsort(at, kind="stable")], np.sort(at)
     if settings.random_split:
         # Any instant between two ECGs parts them alike: that they lie within twice the window of each other is left.
-        near = np.flatnonzero(np.diff(at) <= 2 * settings.window_days * DAY_S)
+        record = cohort.record[ecgs]
+        near = np.flatnonzero((np.diff(at) <= 2 * settings.window_days * DAY_S) & (record[1:] != record[:-1]))
         return [(int(ecgs[k]), int(ecgs[k + 1])) for k in near]
     found = []
     events = np.unique(cohort.event_at[ecgs])
@@ -169,7 +187,7 @@ def _epochs(items: Rows, size: int, steps: int, generator: np.random.Generator) 
         start += size
 
 
-def _require(found: list[Rows] | list[list[tuple[int, int]]], problem: str) -> None:
+def _require(found: Sequence[object], problem: str) -> None:
     if not found:
         raise HemoFedError(
             f"{problem}: this objective cannot train here; ingest more records or choose another objective",

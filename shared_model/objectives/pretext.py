@@ -13,7 +13,6 @@ from shared_model.recurrent import FuturePredictors
 from shared_model.time_frequency import TimeFrequencyProjectors
 
 PROJECTION_DIM = 128
-LARGEST_INVERSE_TEMPERATURE = 100.0  # as in CLIP (Radford et al. 2021): an unclamped one runs away
 
 Module = Literal["pretext", "distance"]
 

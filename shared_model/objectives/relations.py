@@ -13,8 +13,10 @@ from torch import Tensor
 
 from shared_model.beats import DESCRIBED_SAMPLES, DESCRIPTOR_WIDTH, describe_beats
 from shared_model.dtw import pairwise_dtw
+from shared_model.dtw_torch import pairwise_dtw_torch
 from shared_model.leads import LEADS
 from shared_model.objectives.facts import absolute_difference, equal_distance
+from shared_model.waves import MEASURED, UNITS, describe_waves, wave_distance
 
 LEAD_COUNT = len(LEADS)
 RAW_STRIDE = 4  # 250 Hz -> 62.5 Hz
@@ -42,6 +44,8 @@ class Relation:
         version: raised whenever the description changes, so that what is stored is not mistaken for the new
             one.
         source: where it comes from.
+        measured: for each of the first columns of a description the archive's measurement that replaces it where
+            there is one, and the size of one unit of the column (`heart_rate_bpm`, 12.0).
     """
 
     name: str
@@ -53,6 +57,7 @@ class Relation:
     version: int = 1
     facts: tuple[str, ...] = ()
     learned: bool = False
+    measured: tuple[tuple[str, float], ...] = ()
 
     @property
     def cache_name(self) -> str:
@@ -108,9 +113,12 @@ def median_beat_distance(described: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dtw_distance(raw: Tensor) -> Tensor:
-    """DTW over time of all leads together, on the CPU; a missing lead is compared as zero."""
+    """DTW over time of all leads together; a missing lead is compared as zero."""
     series = raw.reshape(len(raw), -1, RAW_SAMPLES)
-    distance = torch.from_numpy(pairwise_dtw(series.cpu().numpy(), DTW_BAND_SHARE)).to(raw.device)
+    if series.is_cuda:
+        distance = pairwise_dtw_torch(series, DTW_BAND_SHARE)
+    else:
+        distance = torch.from_numpy(pairwise_dtw(series.cpu().numpy(), DTW_BAND_SHARE)).to(raw.device)
     blank = ~(raw != 0).any(1)
     return _zero_diagonal(distance.masked_fill(blank[:, None] | blank[None, :], torch.inf))
 
@@ -169,5 +177,14 @@ RELATIONS = {
         _of_facts("same_group", equal_distance, ("group",), "Good Views: the rhythm label"),
         _of_facts("same_class", equal_distance, ("positive",), "SSL-DML code: npair, semihard, softhard"),
         _of_facts("label", absolute_difference, ("value",), "SSL-DML code: labelbased; Rank-N-Contrast"),
+        Relation(
+            "wave_attributes",
+            describe_waves,
+            wave_distance,
+            len(UNITS),
+            True,
+            "after Good Views, strategy 5: arXiv:2411.17702",
+            measured=MEASURED,
+        ),
     )
 }

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared_model.objectives.catalogue import DEFAULT_METHOD, METHODS, Method
 from shared_model.objectives.draws import DrawSettings
+from shared_model.objectives.facts import equal_distance
 from shared_model.objectives.losses import EmbeddingDistance, Reduction
 from shared_model.objectives.mining import Negatives, Positives
 from shared_model.objectives.relations import RELATIONS, Relation
@@ -23,6 +24,7 @@ USED_BY_LOSS = {
     "tf_c": ("temperature", "consistency_weight", "consistency_margin"),
     "cpc": ("temperature", "horizon"),
 }
+LARGEST_INVERSE_TEMPERATURE = 100.0  # of a trained temperature, as in CLIP (Radford et al. 2021): else it runs away
 USED_BY_DRAW = {"around_events": ("window_days", "random_split"), "whole_patients": ("ecgs_per_patient",)}
 
 
@@ -44,8 +46,9 @@ class ObjectiveSettings(BaseModel):
         learn_temperature: `temperature` is the start of a trained parameter.
         radius: two ECGs this near are a pair: 0 where the relation is yes or no.
         consistency_weight: TF-C: lambda, the share of the losses inside each domain.
-        consistency_margin: TF-C: delta.
-        horizon: CPC: how many steps ahead are predicted.
+        consistency_margin: TF-C: delta of the paper's eq. 3; 0 is NT-Xent between an ECG and its spectrum, as the
+            published code trains.
+        horizon: CPC: how many steps of 64 ms ahead are predicted; an ECG has 156.
         window_days, random_split, ecgs_per_patient: as `draws.DrawSettings`.
         task_weight: methods that learn from labels: weight of the target's own loss beside the metric loss (alpha).
         group_column: Good Views' rhythm: the label column whose equal values make a pair.
@@ -67,8 +70,8 @@ class ObjectiveSettings(BaseModel):
     learn_temperature: bool = False
     radius: float = Field(default=0.0, ge=0)
     consistency_weight: float = Field(default=0.2, ge=0, le=1)
-    consistency_margin: float = Field(default=1.0, ge=0)
-    horizon: int = Field(default=12, ge=1)
+    consistency_margin: float = Field(default=0.0, ge=0)
+    horizon: int = Field(default=12, ge=1, le=128)
     window_days: float = Field(default=30.0, gt=0)
     random_split: bool = False
     ecgs_per_patient: int = Field(default=4, ge=2)
@@ -89,11 +92,31 @@ class ObjectiveSettings(BaseModel):
     def _used(self) -> "ObjectiveSettings":
         if self.method.relation == "same_group" and not self.group_column:
             raise ValueError(f"{self.name} needs group_column, the label column whose equal values make a pair")
-        usual = ObjectiveSettings.model_fields
         for key in sorted(self.model_fields_set - {"name"} - settings_of(self.method)):
-            if getattr(self, key) != usual[key].default:
+            if getattr(self, key) != self._start(key):
                 raise ValueError(f"{self.name} does not use {key}; remove it")
+        if self.learn_temperature and self.temperature * LARGEST_INVERSE_TEMPERATURE < 1:
+            raise ValueError("a learned temperature starts at 0.01 or above: below it nothing is learned")
+        if "negatives" in settings_of(self.method):
+            self._mining()
         return self
+
+    def _mining(self) -> None:
+        """Refuse choices of triplets that the relation cannot make, and settings of a choice not taken."""
+        classes = self.relation.distance is equal_distance
+        if self.positives == "nearest" and classes:
+            raise ValueError(f'{self.name}: all ECGs of a class are equally near; use positives = "random"')
+        if self.positives == "random" and not classes and self.method.relation != "label":
+            raise ValueError(f'{self.name}: no two ECGs are at distance 0; use positives = "nearest"')
+        if self.negatives == "softhard" and self.positives != "random":
+            raise ValueError(f'{self.name}: negatives = "softhard" needs classes, positives = "random"')
+        for key, value in {"farthest_k": "farthest", "nearest_share": "beyond_nearest"}.items():
+            if self.negatives != value and getattr(self, key) != self._start(key):
+                raise ValueError(f'{key} is used with negatives = "{value}" only; remove it')
+
+    def _start(self, key: str) -> Any:
+        """What a setting is if nobody gives it."""
+        return self.method.defaults.get(key, ObjectiveSettings.model_fields[key].default)
 
     @property
     def method(self) -> Method:

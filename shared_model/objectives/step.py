@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from shared_model.objectives.contrastive import info_nce
 from shared_model.objectives.losses import Diagnostics, angular_loss, margin_loss, triplet_loss
 from shared_model.objectives.mining import Triplets, mine
-from shared_model.objectives.pretext import LARGEST_INVERSE_TEMPERATURE
 from shared_model.objectives.ranking import relative_contrastive
-from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.objectives.settings import LARGEST_INVERSE_TEMPERATURE, ObjectiveSettings
 from shared_model.objectives.views import VIEWS
 from shared_model.recurrent import cpc_loss
 from shared_model.time_frequency import tf_c_loss
@@ -95,7 +94,8 @@ def pretraining_step(
     Args:
         generator: draws views and negatives.
     """
-    views = VIEWS[settings.method.views](batch.signals, generator)
+    with exact(batch.signals):
+        views = VIEWS[settings.method.views](batch.signals, generator)
     return LOSSES[settings.method.loss](Step(settings, parts, batch, views, generator))
 
 
@@ -103,7 +103,7 @@ def pairs_of(step: Step) -> Pairs:
     """The relation between all rows, and which of them are compared."""
     signals, views = step.batch.signals, len(step.views)
     relation = step.settings.relation
-    with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):  # bfloat16 cannot tell near from nearer
+    with torch.no_grad(), exact(signals):
         if relation.learned:
             assert step.parts.learned_distance is not None
             distance = step.parts.learned_distance(signals)
@@ -127,6 +127,12 @@ def pairs_of(step: Step) -> Pairs:
     )
 
 
+def exact(like: Tensor) -> torch.autocast:
+    """Single precision, whatever the networks run in: bfloat16 cannot tell near from nearer, and similarities over a
+    small temperature, or squares that nearly cancel, lose all their digits."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def embed_views(step: Step) -> Tensor:
     """(views * n, embedding_dim) float32, the first view's rows first."""
     return step.parts.embed(torch.cat(step.views)).float()
@@ -140,7 +146,7 @@ def projected(step: Step, embeddings: Tensor) -> Tensor:
 def mined(step: Step, loss: Callable[[Tensor, Triplets], tuple[Tensor, Diagnostics]]) -> tuple[Tensor, Diagnostics]:
     """Triplets by the settings, their loss, and the target's own loss beside it."""
     settings, embeddings, pairs = step.settings, embed_views(step), pairs_of(step)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with exact(embeddings):
         triplets = mine(
             pairs.distance,
             pairs.excluded,
@@ -183,40 +189,43 @@ def angular(step: Step) -> tuple[Tensor, Diagnostics]:
 
 def contrast(step: Step, inside_log: bool = False) -> tuple[Tensor, Diagnostics]:
     """InfoNCE over all rows, or across views or pairs."""
-    settings, embeddings, pairs = step.settings, embed_views(step), pairs_of(step)
+    settings, seen, pairs = step.settings, projected(step, embed_views(step)), pairs_of(step)
     temperature: float | Tensor = settings.temperature
     if settings.learn_temperature:
         temperature = 1 / step.parts.pretext["log_inverse_temperature"]().exp().clamp(max=LARGEST_INVERSE_TEMPERATURE)
-    return info_nce(
-        projected(step, embeddings),
-        pairs.distance,
-        pairs.excluded,
-        temperature,
-        radius=settings.radius,
-        candidates=pairs.candidates,
-        positives="sum_inside_log" if inside_log else "each",
-    )
+    with exact(seen):
+        return info_nce(
+            seen,
+            pairs.distance,
+            pairs.excluded,
+            temperature,
+            radius=settings.radius,
+            candidates=pairs.candidates,
+            positives="sum_inside_log" if inside_log else "each",
+        )
 
 
 def relative(step: Step) -> tuple[Tensor, Diagnostics]:
     """RelCon: every candidate against those farther than it."""
-    pairs = pairs_of(step)
-    return relative_contrastive(embed_views(step), pairs.distance, pairs.excluded, step.settings.temperature)
+    embeddings, pairs = embed_views(step), pairs_of(step)
+    with exact(embeddings):
+        return relative_contrastive(embeddings, pairs.distance, pairs.excluded, step.settings.temperature)
 
 
 def rank_n_contrast(step: Step) -> tuple[Tensor, Diagnostics]:
     """The same by the distance of labels, as Rank-N-Contrast defines it."""
     embeddings, pairs = embed_views(step), pairs_of(step)
-    metric = relative_contrastive(
-        embeddings,
-        pairs.distance,
-        pairs.excluded,
-        step.settings.temperature,
-        ties="inclusive",
-        similarity="negative_l2",
-        reduction="mean",
-    )
-    return with_task(step, embeddings, metric)
+    with exact(embeddings):
+        metric = relative_contrastive(
+            embeddings,
+            pairs.distance,
+            pairs.excluded,
+            step.settings.temperature,
+            ties="inclusive",
+            similarity="negative_l2",
+            reduction="mean",
+        )
+        return with_task(step, embeddings, metric)
 
 
 def time_frequency(step: Step) -> tuple[Tensor, Diagnostics]:
@@ -230,14 +239,15 @@ def time_frequency(step: Step) -> tuple[Tensor, Diagnostics]:
         step.generator,
         temperature=settings.temperature,
         consistency_weight=settings.consistency_weight,
-        consistency_margin=settings.consistency_margin,
+        consistency_margin=settings.consistency_margin or None,
     )
 
 
 def future(step: Step) -> tuple[Tensor, Diagnostics]:
     """CPC: what comes next, from what was."""
     (signals,) = step.views
-    return cpc_loss(step.parts.encoder, step.parts.pretext["predictors"], signals, step.generator)
+    predictors = step.parts.pretext["predictors"]
+    return cpc_loss(step.parts.encoder, predictors, signals, step.generator, step.settings.temperature)
 
 
 LOSSES: Mapping[str, Loss] = {
