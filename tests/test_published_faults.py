@@ -29,7 +29,6 @@ from client.facts import fact_table
 from shared_model.dtw import pairwise_dtw
 from shared_model.encoder import EncoderSettings, build_encoder, decay_groups
 from shared_model.heads import build_head
-from shared_model.objectives.augmentations import FROM_VECTOR
 from shared_model.objectives.catalogue import METHODS
 from shared_model.objectives.contrastive import info_nce
 from shared_model.objectives.losses import Diagnostics, angular_loss, margin_loss, triplet_loss
@@ -255,8 +254,9 @@ def published_views(signals: Tensor, generator: torch.Generator) -> tuple[Tensor
 
 
 def ramp() -> tuple[Tensor, Tensor]:
-    """A dipole that grows for 10 s, so that time has a direction: gain of each lead, and (16, 12, 2500) mV."""
-    gain = FROM_VECTOR @ torch.tensor([0.8, 0.5, -0.3])
+    """A heart that grows for 10 s, so that time has a direction: gain of each lead, and (16, 12, 2500) mV."""
+    limb, chest = [0.6, 1.0, 0.4, -0.8, 0.1, 0.7], [-0.4, -0.2, 0.3, 1.0, 1.1, 0.9]
+    gain = torch.tensor(limb + chest)
     return gain, (gain[:, None] * torch.linspace(-1.0, 1.0, 2500)).repeat(16, 1, 1)
 
 
