@@ -172,12 +172,12 @@ def train(ecgs: Tensor, seed: int, steps: int) -> tuple[RecurrentEncoder, Future
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_learns_what_comes_next_in_hearts_it_has_not_seen(seed: int) -> None:
     """Negative control: in noise nothing can be foretold, and the loss of unseen noise stays at that of guessing."""
-    ecgs = draw_twins(48)[0]
+    ecgs = draw_twins(112)[0]
     chance = math.log(recurrent.PLACES)
-    encoder, predictors, losses = train(ecgs[:32], seed, 80)
+    encoder, predictors, losses = train(ecgs[:96], seed, 160)
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
     with torch.inference_mode():
-        assert float(cpc_loss(encoder, predictors, ecgs[32:], seeded(0))[0]) < 0.85 * chance
-    encoder, predictors, _ = train(noise(32), seed, 80)
+        assert float(cpc_loss(encoder, predictors, ecgs[96:], seeded(0))[0]) < 0.85 * chance
+    encoder, predictors, _ = train(noise(96), seed, 160)
     with torch.inference_mode():
         assert float(cpc_loss(encoder, predictors, noise(16, seed=7), seeded(0))[0]) > 0.97 * chance
