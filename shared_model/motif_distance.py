@@ -97,7 +97,8 @@ class MotifDistance(nn.Module):
         try:
             ecgs = looked_at(ecgs)
             distance = ecgs.new_empty(len(ecgs), len(ecgs))
-            for column, candidate in enumerate(torch.split(ecgs, 1)):
+            for column in range(len(ecgs)):
+                candidate = ecgs[column : column + 1]
                 for row, anchors in zip(torch.split(distance, chunk), torch.split(ecgs, chunk), strict=True):
                     row[:, column] = squared_error(self.rebuild(anchors, candidate), anchors, candidate)
             return distance
@@ -116,7 +117,7 @@ def looked_at(signals: Tensor) -> Tensor:
         raise ValueError(f"{time} samples at {SAMPLING_RATE_HZ} Hz are less than the 4 s that are compared")
     kernel = LOW_PASS.to(signals.device)[None, None]
     slow = nn.functional.conv1d(signals.reshape(-1, 1, time), kernel, stride=STRIDE, padding=kernel.shape[-1] // 2)
-    slow = slow.reshape(*signals.shape[:-1], -1)
+    slow = slow.reshape(*signals.shape[:-1], slow.shape[-1])
     start = (slow.shape[-1] - MOTIF_SAMPLES) // 2
     return slow[..., start : start + MOTIF_SAMPLES]
 

@@ -1,10 +1,11 @@
 """CPC's networks and loss: what comes next in an ECG, from what was (van den Oord et al. 2018, arXiv:1807.03748; for
 ECGs Mehari and Strodthoff 2022, arXiv:2103.12676).
 
-Four convolution layers and a recurrent net, as in the second source, but small: a GRU in place of two LSTM layers, the
-preset's last width in place of 512. Departures: a step is 64 ms of 250 Hz and shares no sample with the next one, so
-that what comes next cannot be read off what is (there: 20 ms, overlapping); layer norm in place of batch norm;
-cosine similarity over a temperature, as in our other contrastive losses, in place of the plain product."""
+Four layers and a recurrent net, and negatives from the same ECG alone, as in the second source; but small: a GRU in
+place of two LSTM layers, the preset's last width in place of 512. Departures: a step is 64 ms at 250 Hz (there: one
+sample at 100 Hz) and shares no sample with the next one, so that what comes next cannot be read off what is; layer norm
+in place of batch norm; cosine similarity over a temperature, as in our other contrastive losses, in place of the plain
+product."""
 
 from typing import cast
 
@@ -19,7 +20,7 @@ from shared_model.objectives.similarity import full_precision, product
 
 STRIDES = (4, 2, 2, 1)  # each also its layer's kernel, so that fields do not overlap
 STEP_SAMPLES = 16  # their product: 64 ms
-PLACES = 16  # steps of an ECG from which the future is predicted, drawn anew each time
+PLACES = 48  # steps of an ECG from which the future is predicted, drawn anew each time
 
 
 class StepNorm(nn.LayerNorm):
@@ -82,9 +83,10 @@ def cpc_loss(
     """InfoNCE (van den Oord et al. 2018, eq. 4) of what stands k steps after a place, averaged over k = 1 to the
     horizon, places and ECGs.
 
-    At most 16 places are drawn, the same in all ECGs. The negatives of a prediction are what stands k steps after the
-    other places of its own ECG and after all places of the others: a patient's other ECGs in the batch are among them.
-    A single place in a single ECG has none, and gives loss 0.
+    At most 48 places are drawn, the same in all ECGs. The negatives of a prediction are what stands k steps after the
+    other places of its own ECG. Other ECGs would be told apart by whose they are, which says nothing of what comes
+    next: with them, on simulated ECGs, a linear map read heart rate and voltage from the context worse than from an
+    untrained network. Where a single place is left there is nothing to tell apart, and the loss is 0.
 
     Args:
         encoder: a RecurrentEncoder.
@@ -107,13 +109,15 @@ def cpc_loss(
             ExitCode.BAD_STUDY,
         )
     places = torch.rand(last, generator=generator, device=generator.device).argsort()[:PLACES].to(local.device)
+    itself = torch.arange(len(places), device=local.device).repeat(len(signals))
     losses = []
     for steps, predict in enumerate(ahead, 1):
-        predicted, came = predict(context[:, places]).flatten(0, 1), local[:, places + steps].flatten(0, 1)
-        logits = product(_unit(predicted), _unit(came)) / temperature
-        losses.append(nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device)))
+        predicted, came = _unit(predict(context[:, places])), _unit(local[:, places + steps])
+        with torch.autocast(signals.device.type, enabled=False):
+            logits = predicted @ came.mT / temperature  # (batch, place, place)
+        losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), itself))
     whole = _unit(context.detach().mean(1))
-    usable = torch.full((len(signals),), len(signals) * len(places) > 1, device=signals.device)
+    usable = torch.full((len(signals),), len(places) > 1, device=signals.device)
     return torch.stack(losses).mean(), of_pairs(product(whole, whole), usable)
 
 

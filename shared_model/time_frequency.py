@@ -115,8 +115,8 @@ def tf_c_loss(
     L_T and L_F (eq. 1, 2) are the NT-Xent of an ECG with its augmented view, and of its spectrum with the augmented
     spectrum. Without a margin L_C is the NT-Xent of an ECG with its spectrum, which is what the published code trains.
     With one it is `margin_consistency`, the paper's: that can be met by pushing augmented views away, and on simulated
-    ECGs it is, leaving ECG and spectrum as far apart as they were. Negatives are the batch's other ECGs, also those of
-    the same patient.
+    ECGs it is: an ECG's NT-Xent with its spectrum ends above that of chance. Negatives are the batch's other ECGs, also
+    those of the same patient.
 
     Args:
         encoder: a TimeFrequencyEncoder.
