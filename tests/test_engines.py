@@ -27,6 +27,13 @@ STUDIES: dict[str, dict[str, Any]] = {
     "fedadam": {"federation": {"rule": "fedadam"}},
     "fedprox": {"federation": {"rule": "fedprox", "proximal_mu": 0.1}},
     "best on validation": {"evaluation": {"model": "best_on_validation"}},
+    "learned distance": {
+        "objective": {"name": "relcon"},
+        "distance": {"rounds": 2, "local_epochs": 0.2, "batch_size": 8},
+        "encoder": {"norm": "batch"},
+        "federation": {"rule": "fedbn", "keep_optimizer_state": True},
+    },
+    "trained boundary": {"objective": {"name": "supervised_dml_margin", "task_weight": 1.0}},
 }
 
 
@@ -96,7 +103,7 @@ def test_two_workers_give_the_weights_of_one_with_what_stays(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["plain", "local head", "fedbn", "kept optimiser"])
+@pytest.mark.parametrize("name", ["plain", "local head", "fedbn", "kept optimiser", "learned distance"])
 def test_ray_gives_the_weights_of_one_process(site_dirs: Sites, whole: Sites, tmp_path: Path, name: str) -> None:
     pytest.importorskip("ray")
     run_on_ray(tiny_study(**STUDIES[name]), several(site_dirs), tmp_path, resume=False, workers=2)
@@ -139,7 +146,8 @@ def test_a_resumed_study_ends_as_one_that_was_not_interrupted(
 ) -> None:
     """The sites have trained the round that the centre lost, and kept what stays with them."""
     study = tiny_study(**STUDIES[name])
-    for boundary in (("pretrain", 1), ("finetune", 1), ("finetune", 2)):
+    before = (("distance", 1), ("distance", 2)) if "distance" in study.phases else ()
+    for boundary in (*before, ("pretrain", 1), ("finetune", 1), ("finetune", 2)):
         with monkeypatch.context() as patch:
             interrupt(patch, *boundary)
             with pytest.raises(Interrupted):
