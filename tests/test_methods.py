@@ -205,7 +205,7 @@ def test_networks_follow_from_the_seed_and_leave_the_global_stream_alone() -> No
         ({"name": "ebcl", "window_days": 0}, "window_days"),
         ({"name": "supervised_dml_triplet", "task_weight": -1}, "task_weight"),
         ({"margins": 0.3}, "margins"),
-        ({"name": "cpc", "horizon": 79}, "horizon"),
+        ({"name": "cpc", "horizon": 129}, "horizon"),
         ({"name": "ebcl", "temperature": 0.005}, "starts at 0.01 or above"),
         ({"name": "ssl_dml_l2", "positives": "random"}, "no two ECGs are at distance 0"),
         ({"name": "ssl_dml_wave_attributes", "positives": "random"}, "no two ECGs are at distance 0"),
