@@ -60,11 +60,12 @@ def test_median_beat_distance_equals_a_loop_over_pairs() -> None:
     assert RELATIONS["median_beat"].distance(described)[1, 2] == math.inf
 
 
-@pytest.mark.parametrize("name", sorted(RELATIONS))
+@pytest.mark.parametrize("name", sorted(name for name, relation in RELATIONS.items() if not relation.learned))
 def test_every_relation_is_a_distance(name: str) -> None:
+    """A learned one is not symmetric: tests/test_motif_distance.py."""
     relation = RELATIONS[name]
     described = torch.randn(7, relation.width, generator=seeded(2))
-    described[6] = 0
+    described[6] = math.nan if relation.facts else 0  # what is unknown is compared with nobody
     described.requires_grad_(True)
     distance = relation.distance(described)
     assert not distance.requires_grad

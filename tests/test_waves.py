@@ -37,6 +37,7 @@ from shared_model.waves import (
 )
 from simulation.circulation import Population, draw_circulation
 from simulation.ecg_generator import Acquisition, draw_anatomy, synthesise
+from tests.federations import tiny_study
 from tests.realdata import REAL_DATA, needs_real_data
 from tests.twins import draw_twins
 from tests.wfdb_fixtures import ecg_steps, write_record
@@ -370,7 +371,9 @@ def test_measurements_skip_the_gap_of_a_forgotten_row_and_what_an_ingest_adds_me
 def described_at(store: Store) -> NDArray[np.float32]:
     rows = store.index.row
     signals, present = map(torch.from_numpy, to_millivolt(store.read(rows)))
-    return describer(store, RELATIONS["wave_attributes"], store.site_dir)(rows, signals, present).numpy()
+    return describer(store, tiny_study(objective={"name": "ssl_dml_wave_attributes"}), store.site_dir)(
+        rows, signals, present
+    ).numpy()
 
 
 def test_what_the_archive_measured_comes_first_and_the_rest_is_computed(site_dir: Path) -> None:
