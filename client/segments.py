@@ -122,7 +122,7 @@ def _joined(kept: Sequence[Segment], left_out: tuple[str, ...], content: bytes) 
             leads_of.setdefault(finding, set()).update(leads)
     masked = {lead for segment in kept for lead in segment.masked}
     return Segments(
-        steps=np.stack([segment.steps for segment in kept]),
+        steps=kept[0].steps[np.newaxis] if len(kept) == 1 else np.stack([segment.steps for segment in kept]),
         starts_s=tuple(segment.start_s for segment in kept),
         lead_masks=tuple(lead_mask(segment.steps) for segment in kept),
         qualities=tuple(segment.quality.score for segment in kept),
@@ -163,25 +163,29 @@ def _segment(
 
 def _constant_leads(steps: NDArray[np.int16], piece: NDArray[np.float32]) -> list[str]:
     """The leads that hold one value throughout. Raises Unusable where that, or what is missing, leaves nothing."""
-    least, largest = steps.min(axis=1), steps.max(axis=1)
-    if (least == MISSING).any():
-        present = steps != MISSING
-        least = np.where(present, steps, LARGEST_STEP).min(axis=1)
-        usable = largest > least
-        if not present.any():
-            raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
-        share = 1 - present[usable].mean() if usable.any() else 0.0
-        if share > MOST_MISSING:
-            raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
-    usable = largest > least
-    if not usable.any():
-        recorded = piece[largest != MISSING]
+    least, largest = steps.min(axis=1).tolist(), steps.max(axis=1).tolist()  # lists: twelve numbers are few for numpy
+    present = steps != MISSING if min(least) == MISSING else None
+    if present is not None:
+        least = np.where(present, steps, LARGEST_STEP).min(axis=1).tolist()
+    usable = [high > low for low, high in zip(least, largest, strict=True)]
+    if present is not None:
+        _refuse_mostly_missing(present, usable)
+    if not any(usable):
+        recorded = piece[[high != MISSING for high in largest]]
         if (np.nanmax(recorded, axis=1) - np.nanmin(recorded, axis=1) > 1 / STEPS_PER_MV).any():
             _refuse_implausible(recorded)  # clipped to one value: too large rather than flat
         raise Unusable(Reason.ALL_LEADS_FLAT, "every lead is a constant; check the electrodes and record again")
-    if max(largest.max(), -int(least.min())) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
+    if max(*largest, -min(least)) > LARGEST_PLAUSIBLE_MV * STEPS_PER_MV:
         _refuse_implausible(piece[usable])
-    return [] if usable.all() else [LEADS[lead] for lead in np.flatnonzero(largest == least)]
+    return [lead for lead, low, high in zip(LEADS, least, largest, strict=True) if low == high]
+
+
+def _refuse_mostly_missing(present: NDArray[np.bool_], usable: list[bool]) -> None:
+    if not present.any():
+        raise Unusable(Reason.MOSTLY_MISSING, f"no sample in {DURATION_S} s; export it again")
+    share = 1 - present[usable].mean() if any(usable) else 0.0
+    if share > MOST_MISSING:
+        raise Unusable(Reason.MOSTLY_MISSING, f"{share:.0%} of the samples are missing; export it again")
 
 
 def _refuse_implausible(signal_mv: NDArray[np.float32]) -> None:

@@ -30,6 +30,12 @@ from client import preparation, store_writer
 store_writer.CHUNK_ROWS = 8
 preparation.READINGS_AT_ONCE = 4
 from client.ingest import ingest
+from shared_model.workers import worker_pool
+def started(*given):  # or a small archive would be read before the other processes are there
+    pool = worker_pool(*given)
+    pool.submit(int).result()
+    return pool
+preparation.worker_pool = started
 if __name__ == "__main__":
     print("ready", flush=True)
     ingest(sys.argv[1], sys.argv[2], patient_key=bytes(range(32)), workers=int(sys.argv[3]))
@@ -185,7 +191,7 @@ def children_of(process_id: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_the_reading_processes_end_with_the_one_that_was_killed(tmp_path: Path, archive: Path) -> None:
-    process = start(tmp_path / "ingest.py", archive, tmp_path / "site", workers=2)
+    process = start(tmp_path / "ingest.py", archive, tmp_path / "site", workers=3)
     wait_for_rows(process, tmp_path / "site", 1)
     readers = children_of(process.pid)
     assert len(readers) >= 2

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from client.records.record import Reason
+from client.records.record import Reason, Unusable
+from client.records.wfdb_header import segment_names, split_header
 from shared_model.leads import LEADS
 from tests.clinical_fixtures import records_of
 from tests.wfdb_fixtures import ecg_steps, write_record
@@ -19,6 +22,28 @@ def write_segments(folder: Path, rate_hz: int = 100, names: Sequence[str] = THRE
     write_record(folder, "r0", ecg_steps(6, 100, 3), rate_hz=100, lead_names=THREE)
     write_record(folder, "r1", ecg_steps(6, 100, 3, seed=1), rate_hz=rate_hz, lead_names=names, gain=gain)
     (folder / "r.hea").write_text("r/2 3 100 1200\nr0 600\nr1 600\n")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=st.sampled_from(["", " ", "\n", "# note\n", "# a\x0bq/2\n", "\ufeff", "\u2028", "\x1c"]),
+    name=st.sampled_from(["r", "r/2", "r-1", "r/x/2", "\u00e9", "/2", "#r/2"]),
+    gap=st.sampled_from([" ", "\t", "\n", "\x0b", "\x1c", "\x85", "\u2028", ""]),
+    encoding=st.sampled_from(["utf-8", "latin-1", "utf-16"]),
+)
+def test_segments_are_seen_however_a_header_starts(
+    tmp_path_factory: pytest.TempPathFactory, start: str, name: str, gap: str, encoding: str
+) -> None:
+    """Most headers are not parsed to see that they join nothing: the same comes out as if all were."""
+    path = tmp_path_factory.mktemp("start") / "r.hea"
+    path.write_bytes(f"{start}{name}{gap}3 100 1200\nr0 600\n~ 20\nr1 600\n".encode(encoding, "replace"))
+    try:
+        lines, _ = split_header(path)
+        joins = "/" in lines[0].split()[0]
+        expected = tuple(line.split()[0] for line in lines[1:] if joins and line.split()[0] != "~")
+    except Unusable:
+        expected = ()
+    assert segment_names(path) == expected
 
 
 def refusal(folder: Path) -> str:

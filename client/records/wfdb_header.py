@@ -45,7 +45,8 @@ _SIGNAL_LINE = re.compile(
     r"(?:[ \t]+(?P<gain>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?"
     r"(?:[ \t]+\d+(?:[ \t]+(?P<zero>-?\d+)(?:[ \t]+-?\d+(?:[ \t]+-?\d+(?:[ \t]+\d+(?:[ \t]+(?P<name>.+))?)?)?)?)?)?)?"
 )
-_ALIKE = re.compile(r"[-\w]+\.?\w* -?\d+ -?\d+")
+_FILE_NAME = re.compile(r"[-\w]+\.?\w*")
+_SINGLE_SEGMENT = re.compile(rb"[-\w]+\s")  # how nearly all headers start: with a name, and no "/2" after it
 _CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?\b")
 _DATE = re.compile(r"\b\d{1,2}/\d{1,2}/\d{4}\b|\b\d{1,2}-[A-Za-z]{3}-\d{4}\b")
 _FIELD = re.compile(r"(?:^|<)\s*(patient_id|subject_id|subject|age|sex|gender|race|dx)\s*>?\s*:\s*([^<]*)", re.I)
@@ -88,6 +89,10 @@ class Header:
 
 def split_header(path: Path | str) -> tuple[list[str], list[str]]:
     """The lines and the comments of a header. Raises Unusable if it cannot be read, is too large or is empty."""
+    return _split(_content(path))
+
+
+def _content(path: Path | str) -> bytes:
     try:
         found = os.stat(path)  # before it is opened: a pipe would wait for ever
         if not stat.S_ISREG(found.st_mode):
@@ -95,13 +100,16 @@ def split_header(path: Path | str) -> tuple[list[str], list[str]]:
         if found.st_size > LARGEST_HEADER_BYTES:
             raise Unusable(Reason.UNREADABLE, "the header is larger than 1 MB; copy the record again")
         with open(path, "rb", buffering=0) as file:  # unbuffered: a header is read in one piece
-            text = file.read()
+            return file.read()
     except OSError as error:
         raise Unusable(Reason.UNREADABLE, f"cannot be read ({error.strerror}); check the file's permissions") from None
+
+
+def _split(content: bytes) -> tuple[list[str], list[str]]:
     try:
-        decoded = text.decode("utf-8")
+        decoded = content.decode("utf-8")
     except UnicodeDecodeError:
-        decoded = text.decode("latin-1")  # old carts write the micro sign so
+        decoded = content.decode("latin-1")  # old carts write the micro sign so
     stripped = [line.strip() for line in decoded.splitlines()]
     lines = [line for line in stripped if line and not line.startswith("#")]
     if not lines:
@@ -112,7 +120,8 @@ def split_header(path: Path | str) -> tuple[list[str], list[str]]:
 def segment_names(path: Path | str) -> tuple[str, ...]:
     """The segment records that a multi-segment header joins; empty for any other file."""
     try:
-        return _segments(split_header(path)[0])
+        content = _content(path)
+        return () if _SINGLE_SEGMENT.match(content) else _segments(_split(content)[0])
     except Unusable:
         return ()
 
@@ -186,10 +195,19 @@ def _signal_lines(lines: list[str], count: int) -> tuple[SignalLine, ...]:
 def _signal_line(line: str) -> SignalLine:
     """Parse one signal line. The lines of an archive are alike but for file, first value and checksum."""
     words = line.split()
-    if len(words) > 7 and _ALIKE.fullmatch(f"{words[0]} {words[5]} {words[6]}"):
-        words[5] = words[6] = "0"
-        return _parsed_line(" ".join(["x", *words[1:]]))._replace(file_name=words[0])
+    if len(words) > 7 and _is_file_name(words[0]) and _is_whole(words[5]) and _is_whole(words[6]):
+        file_name, words[0], words[5], words[6] = words[0], "x", "0", "0"
+        return SignalLine(file_name, *_parsed_line(" ".join(words))[1:])
     return _parsed_line(line)
+
+
+@lru_cache(maxsize=64)  # the signals of a record are mostly in one file
+def _is_file_name(word: str) -> bool:
+    return _FILE_NAME.fullmatch(word) is not None
+
+
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
 
 
 @lru_cache(maxsize=1024)

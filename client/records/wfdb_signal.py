@@ -83,13 +83,20 @@ def is_plain(header: Header) -> bool:
 def read_plain(header: Header, length: int, channels: Channels) -> NDArray[np.float32]:
     """The first `length` samples of a plain record's leads, to the last bit as by way of wfdb: (lead, time) mV."""
     steps = read_steps(header, length)
-    places, factors = zip(*channels.values(), strict=True)
-    baseline = np.array([signal.baseline for signal in header.signals], np.float64)
-    gain = np.array([signal.gain for signal in header.signals])
-    signal_mv: NDArray[np.float32] = scaled(
-        steps, np.array(places), baseline, gain, np.array(factors, np.float64), np.int16(INVALID_16)
-    )
+    baselines_and_gains = tuple((signal.baseline, signal.gain) for signal in header.signals)
+    scales = _scales(baselines_and_gains, tuple(channels.values()))
+    signal_mv: NDArray[np.float32] = scaled(steps, *scales, np.int16(INVALID_16))
     return signal_mv
+
+
+@lru_cache(maxsize=64)  # the records of an archive are alike
+def _scales(
+    baselines_and_gains: tuple[tuple[int, float], ...], places_and_factors: tuple[tuple[int, float], ...]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`places`, `baseline`, `gain` and `factor` as `scaled` takes them."""
+    baselines, gains = zip(*baselines_and_gains, strict=True)
+    places, factors = zip(*places_and_factors, strict=True)
+    return np.array(places), np.array(baselines, np.float64), np.array(gains), np.array(factors, np.float64)
 
 
 def read_steps(header: Header, length: int) -> NDArray[np.int16]:
