@@ -13,12 +13,12 @@ from safetensors.numpy import load
 from server import checkpoint as checkpoints
 from server.aggregation import UPDATE_RULES, RunningMean, Weights, fault_of
 from server.checkpoint import Checkpoint, PhaseName, Position
-from server.conductor import Ask, Conductor, Watcher, instruct, require_sites, travelling
+from server.conductor import Ask, Conductor, Watcher, instruct, require_sites
 from server.judging import StudyOutcome, judge, validation_auroc
 from server.report.files import METRICS_FILE, load_metrics, write_metrics
 from server.report.results import RoundMetrics
 from shared_model.errors import ExitCode, HemoFedError
-from shared_model.model import all_names, build_model, take_arrays, travelling_names
+from shared_model.model import all_names, build_model, sent_names, take_arrays, travelling_names
 from shared_model.release import release_sha256
 from shared_model.study import Phase, Study, TrainingPhase
 from shared_model.wire import Answer, SiteDescription, SiteFailure, SiteReply, TrainingReport
@@ -200,8 +200,9 @@ def run_round(
     """One round: send weights, add up the answers, update, look at the validation split."""
     started = time.monotonic()
     study = conductor.study
-    sent = travelling(study, name, state.weights)
-    trained = {key: sent[key] for key in travelling_names(study, name, build_model(study))}
+    model = build_model(study)
+    sent = {key: state.weights[key] for key in sent_names(study, name, model)}
+    trained = {key: sent[key] for key in travelling_names(study, name, model)}
     instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
     mean, reports, failed = RunningMean(), {}, []
     asked = participants(conductor, state, name)

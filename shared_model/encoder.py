@@ -4,6 +4,8 @@ Residual network: He et al. 2016 (doi:10.1109/CVPR.2016.90), in one dimension as
 and He 2018, arXiv:1803.08494) is the default: batch-norm statistics are the usual failure under site shift.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,10 +116,17 @@ class Encoder(nn.Module):
         return self.embedding(pooled)  # type: ignore[no-any-return]  # (batch, embedding_dim)
 
 
-def build_encoder(settings: EncoderSettings, seed: int) -> Encoder:
-    """An encoder whose weights follow from `seed` alone; the global random state is left as it was."""
+@contextmanager
+def weights_from(seed: int) -> Iterator[None]:
+    """Networks made inside follow from `seed` alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        yield
+
+
+def build_encoder(settings: EncoderSettings, seed: int) -> Encoder:
+    """An encoder whose weights follow from `seed` alone."""
+    with weights_from(seed):
         encoder = Encoder(settings)
         for module in encoder.modules():
             if isinstance(module, nn.Conv1d):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from shared_model.encoder import EncoderSettings
+from shared_model.encoder import EncoderSettings, weights_from
 
 HIDDEN_DIM = 128
 DROPOUT = 0.3
@@ -31,8 +31,7 @@ class Head(nn.Module):
 
 def build_head(settings: EncoderSettings, seed: int) -> Head:
     """A head that fits the encoder of these settings; its weights follow from `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with weights_from(seed):
         return Head(settings)
 
 

@@ -13,6 +13,21 @@ from numpy.typing import NDArray
 from shared_model.kernels import decimate, rounded
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+"""The other four follow from I and II."""
+LEAD_VECTORS = np.array(
+    [
+        [0.632, -0.235, 0.059],
+        [0.235, 1.066, -0.132],
+        [-0.515, 0.157, -0.917],
+        [0.044, 0.164, -1.387],
+        [0.882, 0.098, -1.277],
+        [1.213, 0.127, -0.601],
+        [1.125, 0.127, -0.086],
+        [0.831, 0.076, 0.230],
+    ]
+)
+"""(independent lead, x left / y down / z back): Dower, Machado, Osborne, Clin Cardiol 1980;3:87."""
 SAMPLING_RATE_HZ = 250
 DURATION_S = 10
 SAMPLES = SAMPLING_RATE_HZ * DURATION_S

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from shared_model.encoder import EncoderSettings, build_encoder, norm_parameter_names
+from shared_model.encoder import EncoderSettings, build_encoder, norm_parameter_names, weights_from
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.heads import build_head
 from shared_model.objectives.pretext import build_distance, build_pretext
@@ -45,8 +45,7 @@ def encoder_of(study: Study) -> nn.Module:
     seed, kind = derive_seed(study.seed, "encoder"), study.objective.method.encoder
     if kind == "residual":
         return build_encoder(study.encoder, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with weights_from(seed):
         return OWN_ENCODERS[kind](study.encoder)
 
 

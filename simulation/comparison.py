@@ -14,6 +14,7 @@ from client.store import open_store
 from client.tasks import describer
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.objectives.catalogue import METHODS
+from shared_model.objectives.relations import RELATIONS
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.release import VERSION, release_sha256
 from shared_model.study import Study
@@ -77,6 +78,7 @@ def prepared(asked: Asked, own_sites: Mapping[str, Path], console: Console) -> S
         raise HemoFedError(
             "no hospitals: give --site DIR, or a [simulation] table in the study file", ExitCode.BAD_STUDY
         )
+    check_study(asked.study)
     for name in (method for block in asked.comparison.blocks for method in block.methods):
         if name != asked.study.objective.name:
             check_settings(name)
@@ -94,6 +96,16 @@ def prepared(asked: Asked, own_sites: Mapping[str, Path], console: Console) -> S
     return setup
 
 
+def check_study(study: Study) -> None:
+    """What stays at a site would be lost between a job's steps, and the model be scored without it: HemoFedError."""
+    if study.federation.rule == "fedbn" or not study.finetune.share_head:
+        raise HemoFedError(
+            "comparison: models of which a part stays at the site are not compared; "
+            'use another federation.rule than "fedbn", and finetune.share_head = true',
+            ExitCode.BAD_STUDY,
+        )
+
+
 def check_settings(name: str) -> None:
     """A row that needs a setting can be compared only as the study's own objective."""
     try:
@@ -106,15 +118,12 @@ def check_settings(name: str) -> None:
 
 def describe_first(setup: Setup, comparison: Comparison, console: Console) -> None:
     """Fill the sites' caches of slow descriptions once, so that jobs side by side do not all do it."""
-    relations = {
-        METHODS[name].relation: name for block in comparison.blocks for name in block.methods if METHODS[name].pretrains
-    }
-    relations["wave_attributes"] = WAVES  # for the baseline that sees intervals only
-    slow = {name for name in relations.values() if ObjectiveSettings(name=name).relation.cached}
+    named = [WAVES, *(name for block in comparison.blocks for name in block.methods)]  # one baseline sees intervals
+    slow = {METHODS[name].relation: name for name in named if RELATIONS[METHODS[name].relation].cached}
     torch.set_num_threads(1)
     with bars(console) as progress:
         task = progress.add_task("describing ECGs", total=len(slow) * len(setup.sites))
-        for name in sorted(slow):
+        for name in slow.values():
             study = setup.study.model_copy(update={"objective": ObjectiveSettings(name=name)})
             for site_dir in setup.sites.values():
                 describer(open_store(site_dir), study, site_dir)
@@ -141,27 +150,24 @@ def run_jobs(setup: Setup, jobs: list[Job], workers: int, deadline: float | None
     pool = worker_pool(workers)
     with bars(console) as progress:
         task = progress.add_task("jobs: a method, an arm, a seed", total=len(jobs))
-        try:
-            while waiting or running:
-                late = deadline is not None and time.monotonic() > deadline
+        while waiting or running:
+            late = deadline is not None and time.monotonic() > deadline
+            try:
                 while waiting and len(running) < workers and not late:
-                    job = waiting.pop()
-                    running[pool.submit(run_job, setup, job)] = job
+                    future = pool.submit(run_job, setup, waiting[-1])
+                    running[future] = waiting.pop()
                 if not running:
                     break
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = running.pop(future)
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    running.pop(future)
                     progress.advance(task)
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        console.print(f"{job.name}: its process died, out of memory most often", style="yellow")
-                        running.clear()
-                        pool = worker_pool(workers)
-                        break
-        finally:
-            pool.shutdown(cancel_futures=True)
+            except BrokenProcessPool:
+                lost = ", ".join(job.name for job in running.values())
+                console.print(f"a process died, out of memory most often: {lost} not done", style="yellow")
+                running.clear()
+                pool = worker_pool(workers)
+        pool.shutdown()
     if waiting:
         console.print(
             f"{len(waiting)} jobs were not begun; run the same command with --resume to go on", style="yellow"

@@ -20,8 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from client.site import load_site, write_site
-from client.store import Store
-from client.store import open_store as open_anew
+from client.store import Store, open_store
 from client.tasks import POOLED_FILE, SPLITS, has_label, in_labelled_share, prepare_device
 from client.training import PREDICT_BATCH, autocast, predict, read_signals
 from client.uses import note_use
@@ -60,9 +59,9 @@ class Setup:
 
 
 @lru_cache(maxsize=64)
-def open_store(site_dir: Path) -> Store:
+def store_of(site_dir: Path) -> Store:
     """A site's store, opened once in a process: a comparison looks at the same few thousands of times."""
-    return open_anew(site_dir)
+    return open_store(site_dir)
 
 
 def study_of(setup: Setup, job: Job, fraction: float, task: Task = "classification") -> Study:
@@ -72,7 +71,7 @@ def study_of(setup: Setup, job: Job, fraction: float, task: Task = "classificati
     federation = study.federation.model_copy(update={"minimum_sites": 1})
     if not job.arm.startswith(("federated", "without")):
         # With one site there is nothing to combine.
-        federation = federation.model_copy(update={"rule": "fedbn" if federation.rule == "fedbn" else "fedavg"})
+        federation = federation.model_copy(update={"rule": "fedavg"})
     return study.model_copy(
         update={
             "seed": job.seed,
@@ -181,7 +180,7 @@ def views(setup: Setup, job: Job) -> Iterator[list[Path]]:
     names = trained_on(job.arm, list(setup.sites))
     folder = setup.folder(job) / "sites"
     for name in names:
-        note_use(setup.sites[name], open_store(setup.sites[name]), job.name, setup.study.name, "compare", "train")
+        note_use(setup.sites[name], store_of(setup.sites[name]), job.name, setup.study.name, "compare", "train")
     if job.arm == "pooled":
         made = [pooled_folder([setup.sites[name] for name in names], folder / "pooled")]
     else:
@@ -202,7 +201,7 @@ def too_few(setup: Setup, job: Job, fraction: float) -> str | None:
     """Why an arm has too few labels at this share of them, or None."""
     positive = negative = 0
     for name in trained_on(job.arm, list(setup.sites)):
-        store = open_store(setup.sites[name])
+        store = store_of(setup.sites[name])
         rows = labelled_rows(setup, store, job, fraction)
         if len(rows):
             above = store.index.labels[setup.study.target.column][rows] > setup.study.target.threshold
@@ -222,22 +221,21 @@ def labelled_rows(setup: Setup, store: Store, job: Job, fraction: float) -> Rows
     return rows
 
 
-def model_of(study: Study, weights: Mapping[str, NDArray[np.generic]]) -> tuple[nn.ModuleDict, torch.device]:
+def model_of(study: Study, weights: Mapping[str, NDArray[np.generic]], device: torch.device) -> nn.ModuleDict:
     """The study's networks with these weights over the seed's."""
     model = build_model(study)
     put_arrays(model, weights)
-    torch.set_num_threads(study.federation.threads_per_client)
-    return model.eval(), torch.device("cpu")
+    return model.to(device).eval()
 
 
 def scores_of(setup: Setup, job: Job, study: Study, weights: Weights) -> dict[str, NDArray[np.float64]]:
     """Site -> scores of its index test ECGs, of the sites that the arm is judged on."""
     scores = {}
     for name in judged_on(job.arm, list(setup.sites)):
-        store = open_store(setup.sites[name])
+        store = store_of(setup.sites[name])
         device = prepare_device(load_site(setup.sites[name]), study)
-        model, _ = model_of(study, weights)
-        scores[name] = predict(study, model.to(device), store, index_test_rows(store, study), device)
+        model = model_of(study, weights, device)
+        scores[name] = predict(study, model, store, index_test_rows(store, study), device)
     return scores
 
 
@@ -250,7 +248,7 @@ def probe(setup: Setup, job: Job, fraction: float, start: Path | None) -> None:
     study = study_of(setup, job, fraction)
     training, values, patients = [], [], []
     for number, name in enumerate(trained_on(job.arm, list(setup.sites))):
-        store = open_store(setup.sites[name])
+        store = store_of(setup.sites[name])
         rows = labelled_rows(setup, store, job, fraction)
         if len(rows):
             training.append(embedded(setup, job, name, start)[rows])
@@ -258,7 +256,7 @@ def probe(setup: Setup, job: Job, fraction: float, start: Path | None) -> None:
             patients.append(store.index.patient[rows] + number * PATIENTS_OF_A_SITE)
     x, y, who = np.concatenate(training), np.concatenate(values), np.concatenate(patients)
     test = {
-        name: embedded(setup, job, name, start)[index_test_rows(open_store(setup.sites[name]), study)]
+        name: embedded(setup, job, name, start)[index_test_rows(store_of(setup.sites[name]), study)]
         for name in judged_on(job.arm, list(setup.sites))
     }
     for task in wanted:
@@ -277,7 +275,7 @@ def describe_embedding(
         return
     classes = []
     for name in test:
-        store = open_store(setup.sites[name])
+        store = store_of(setup.sites[name])
         values = store.index.labels.get(study.target.column)
         rows = index_test_rows(store, study)
         classes.append(
@@ -296,8 +294,9 @@ def embedded(setup: Setup, job: Job, name: str, start: Path | None) -> NDArray[n
 
 @lru_cache(maxsize=8)
 def _embedded(study: Study, site_dir: Path, start: Path | None) -> NDArray[np.float64]:
-    store = open_store(site_dir)
-    model, device = model_of(study, load_file(start) if start else {})
+    store = store_of(site_dir)
+    device = prepare_device(load_site(site_dir), study)
+    model = model_of(study, load_file(start) if start else {}, device)
     rows = store.index.row[has_label(store.index, study.target.column) & (store.index.split != SPLITS["validation"])]
     out = np.zeros((len(store.index), study.encoder.embedding_dim))
     with torch.inference_mode(), autocast(device, study.federation.precision):

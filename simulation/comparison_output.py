@@ -5,6 +5,8 @@ import io
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +23,7 @@ JSON_FILE, CSV_FILE, MARKDOWN_FILE, FIGURE_FILE = "comparison.json", "comparison
 # Okabe and Ito's eight colours, which colour-blind readers can tell apart.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 MARKERS = "osD^vP*X"
+STYLES = ("-", "--", ":", "-.")
 MODES = ("local", "federated", "pooled", "unseen")
 
 
@@ -65,21 +68,13 @@ def csv_text(rows: tuple[Row, ...]) -> str:
     return text.getvalue()
 
 
-def shown(estimate: Estimate | None, signed: bool = False) -> str:
-    """`0.781 (0.744 to 0.818)`, with a sign where it is a difference; a dash where there is none."""
+def shown(estimate: Estimate | None, form: str = ".3f", join: str = " to ") -> str:
+    """`0.781 (0.744 to 0.818)`; a dash where there is no figure."""
     if estimate is None or estimate.value is None:
         return "-"
-    form = "+.3f" if signed else ".3f"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{form}}"
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
-
-
-def short(estimate: Estimate | None) -> str:
-    """`0.78 (0.74-0.82)`, for a narrow screen."""
-    if estimate is None or estimate.value is None:
-        return "-"
-    return f"{estimate.value:.2f} ({estimate.low or 0:.2f}-{estimate.high or 0:.2f})"
+    return f"{estimate.value:{form}} ({estimate.low:{form}}{join}{estimate.high:{form}})"
 
 
 def probability(value: float | None) -> str:
@@ -122,7 +117,7 @@ def block(rows: list[Row], task: str) -> list[str]:
             row.method + (" (untrained encoder)" if row.method == BASELINE and row.reading == "frozen" else ""),
             shown(row.figures.get(first.lower())),
             shown(row.figures.get(second.lower())),
-            shown(row.against_baseline, signed=True),
+            shown(row.against_baseline, "+.3f"),
             probability(row.p_adjusted),
             worst,
             *("-" if value is None else f"{value:.3f}" for value in (row.largest_gap, row.recall_at_1, row.nmi)),
@@ -150,7 +145,8 @@ def draw(table: Table, path: Path) -> None:
                 axes = panels[place, column]
                 for number, method in enumerate(methods):
                     curve = [r for r in rows if (r.mode, r.reading, r.method) == (mode, reading, method)]
-                    plot(axes, curve, method, number)
+                    if curve:
+                        plot(axes, curve, method, number)
                 axes.set_title(f"{mode}, {reading}")
                 axes.set_xscale("log")
                 axes.set_xlabel("share of labelled training patients")
@@ -159,24 +155,23 @@ def draw(table: Table, path: Path) -> None:
                 axes.minorticks_off()
                 axes.spines[["top", "right"]].set_visible(False)
             panels[place, 0].set_ylabel("AUROC")
-        handles, labels = panels[0, -1].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside right center", frameon=False)
+        lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+        canvas.legend(list(lines.values()), list(lines), loc="outside right center", frameon=False)
     unfinished = path.with_suffix(".unfinished")
     canvas.savefig(unfinished, format="svg", metadata={"Date": None})
     unfinished.replace(path)
 
 
-def plot(axes, curve: list[Row], method: str, number: int) -> None:  # type: ignore[no-untyped-def]
+def plot(axes: Axes, curve: list[Row], method: str, number: int) -> None:
     """One method's line and band."""
     curve = sorted(curve, key=lambda row: row.fraction)
     estimates = [row.figures["auroc"] for row in curve]
+    value, low, high = np.array([(e.value, e.low, e.high) for e in estimates], np.float64).reshape(-1, 3).T
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    style = "-" if number < len(COLOURS) else "--"
+    style = STYLES[number // len(COLOURS) % len(STYLES)]
     shares = [row.fraction for row in curve]
-    axes.plot(shares, [e.value for e in estimates], style, color=colour, marker=marker, ms=4, lw=1.3, label=method)
-    axes.fill_between(
-        shares, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.08, linewidth=0
-    )
+    axes.plot(shares, value, style, color=colour, marker=marker, ms=4, lw=1.3, label=method)
+    axes.fill_between(shares, low, high, color=colour, alpha=0.08, linewidth=0)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -190,6 +185,6 @@ def print_table(table: Table, console: Console) -> None:
             screen.add_column(heading, no_wrap=True)
         for method, reading, fraction in dict.fromkeys((row.method, row.reading, row.fraction) for row in rows):
             found = {r.mode: r for r in rows if (r.method, r.reading, r.fraction) == (method, reading, fraction)}
-            cells = [short(found[mode].figures.get(name)) if mode in found else "" for mode in modes]
+            cells = [shown(found[mode].figures.get(name), ".2f", "-") if mode in found else "" for mode in modes]
             screen.add_row(method, reading, f"{100 * fraction:g}%", *cells)
         console.print(screen)

@@ -28,8 +28,8 @@ from simulation.comparison_job import (
     PATIENTS_OF_A_SITE,
     Setup,
     labelled_rows,
-    open_store,
     score_file,
+    store_of,
     too_few,
 )
 from simulation.comparison_plan import BASELINE, LOCAL, WITHOUT, Block, Comparison, Job, arms_of, trained_on
@@ -40,6 +40,7 @@ Floats = NDArray[np.float64]
 KNOWN, MEAN = "age, sex, intervals", "mean predictor"
 WAVES = "ssl_dml_wave_attributes"
 UNKNOWN_AGE_YEARS = 60.0
+NOT_YET = "not run yet"
 PARTITIONS = ("sex", "age", "race")
 
 
@@ -91,15 +92,15 @@ class Patients:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A row with what its differences are drawn from: (seeds, 1 + replicates) of the primary figure."""
+    """A row with what its differences are drawn from: by seed, (1 + replicates,) of the primary figure."""
 
     row: Row
-    replicates: Floats | None
+    replicates: Mapping[int, Floats]
 
 
 def patients_of(setup: Setup, name: str) -> Patients:
     """A site's test patients; the replicates follow from each patient's key, so that all cells are paired."""
-    store = open_store(setup.sites[name])
+    store = store_of(setup.sites[name])
     index, study = store.index, setup.study
     rows = index_test_rows(store, study)
     measured = index.labels[study.target.column][rows].astype(np.float64) if len(rows) else np.zeros(0)
@@ -154,8 +155,8 @@ def cell_of(
     """One cell from the files that are there."""
     names = list(setup.sites)
     row = Row(method=method, mode=mode, fraction=fraction, reading=reading, task=task)
-    by_seed: list[dict[str, Floats]] = []
-    reasons: list[str] = []
+    by_seed: dict[int, dict[str, Floats]] = {}
+    reasons: set[str] = set()
     for seed in range(1, block.seeds + 1):
         planned = arms_of(block, names, seed)
         jobs = [
@@ -163,29 +164,34 @@ def cell_of(
             for arm in arms_of_mode(mode, names)
             if arm in planned
         ]
-        if jobs:
-            found, why = scores_of_seed(setup, jobs, fraction, reading, task)
-            reasons += why
-            by_seed += [found] if found else []
-    common = set.intersection(*(set(found) for found in by_seed)) if by_seed else set()
+        found, why = scores_of_seed(setup, jobs, fraction, reading, task)
+        reasons |= why
+        if found and NOT_YET not in why:  # a seed of which hospitals are still to come would be another comparison
+            by_seed[seed] = found
+    common = set.intersection(*(set(found) for found in by_seed.values())) if by_seed else set()
     sites = [name for name in names if name in common and usable(patients[name])]
     if not sites:
-        reason = reasons[0] if reasons else "not run yet"
-        return Cell(row.model_copy(update={"missing": f"not run: {reason}"}), None)
+        return Cell(row.model_copy(update={"missing": f"not run: {'; '.join(sorted(reasons)) or NOT_YET}"}), {})
     figures = {
-        name: np.stack([replicates(found, patients, sites, mode, task, figure) for found in by_seed])
+        name: {seed: replicates(found, patients, sites, mode, task, figure) for seed, found in by_seed.items()}
         for name, figure in FIGURES[task].items()
     }
+    planned_seeds = block.leave_one_out_seeds if mode == "unseen" else block.seeds
     update: dict[str, object] = {
         "seeds": len(by_seed),
         "hospitals": len(sites),
-        "figures": {name: interval(values, block.seeds) for name, values in figures.items()},
-        "missing": "; ".join(sorted(set(reasons))) or None,
+        "figures": {name: interval(stacked(values), planned_seeds) for name, values in figures.items()},
+        "missing": "; ".join(sorted(reasons)) or None,
         **embedding_figures(setup, method, mode, block),
     }
     if task == "classification" and mode in ("federated", "pooled"):
-        update |= group_figures(by_seed, patients, sites)
+        update |= group_figures(list(by_seed.values()), patients, sites)
     return Cell(row.model_copy(update=update), figures[PRIMARY[task]])
+
+
+def stacked(by_seed: Mapping[int, Floats]) -> Floats:
+    """(seeds, 1 + replicates), seeds ascending."""
+    return np.stack([by_seed[seed] for seed in sorted(by_seed)])
 
 
 def usable(patients: Patients) -> bool:
@@ -195,10 +201,10 @@ def usable(patients: Patients) -> bool:
 
 def scores_of_seed(
     setup: Setup, jobs: Sequence[Job], fraction: float, reading: str, task: str
-) -> tuple[dict[str, Floats], list[str]]:
+) -> tuple[dict[str, Floats], set[str]]:
     """Site -> scores of one seed, and why those that are missing are."""
     scores: dict[str, Floats] = {}
-    reasons = []
+    reasons = set()
     for job in jobs:
         path = setup.folder(job) / score_file(fraction, reading, task)
         if path.exists():
@@ -206,9 +212,11 @@ def scores_of_seed(
             continue
         failed = setup.folder(job) / FAILED_FILE
         why = too_few(setup, job, fraction)
-        if why is None:
-            why = json.loads(failed.read_text())["reason"] if failed.exists() else "not run yet"
-        reasons.append(why if job.arm in ("federated", "pooled") else f"{job.arm}: {why}")
+        if why is None and not failed.exists():
+            reasons.add(NOT_YET)
+            continue
+        why = why or json.loads(failed.read_text())["reason"]
+        reasons.add(why if job.arm in ("federated", "pooled") else f"{job.arm}: {why}")
     return scores, reasons
 
 
@@ -268,16 +276,16 @@ def with_differences(cells: Sequence[Cell]) -> list[Row]:
     rows, tested = [cell.row for cell in cells], []
     for place, cell in enumerate(cells):
         other = baseline.get((cell.row.mode, cell.row.fraction, cell.row.task))
-        if other is None or other is cell or cell.replicates is None or other.replicates is None:
+        if other is None or other is cell or cell.row.hospitals != other.row.hospitals:
             continue
-        if cell.row.hospitals != other.row.hospitals:
+        both = sorted(set(cell.replicates) & set(other.replicates))
+        if not both:
             continue
-        seeds = min(len(cell.replicates), len(other.replicates))
-        gap = cell.replicates[:seeds] - other.replicates[:seeds]
+        gap = np.stack([cell.replicates[seed] - other.replicates[seed] for seed in both])
         spread = float(np.nanstd(drawn_means(gap)))
         value = float(gap[:, 0].mean())
         p_value = float(2 * norm.sf(abs(value) / spread)) if spread > 0 else 1.0
-        tested.append((place, interval(gap, seeds), p_value))
+        tested.append((place, interval(gap, len(both)), p_value))
     for (place, gap_interval, p_value), adjusted in zip(tested, holm([p for _, _, p in tested]), strict=True):
         update = {"against_baseline": gap_interval, "p_value": p_value, "p_adjusted": adjusted}
         rows[place] = rows[place].model_copy(update=update)
@@ -361,7 +369,7 @@ def free_scores(setup: Setup, method: str, task: str, fraction: float, seed: int
         raise HemoFedError(why)
     described, values, who, test = [], [], [], {}
     for number, name in enumerate(trained_on("pooled", list(setup.sites))):
-        store = open_store(setup.sites[name])
+        store = store_of(setup.sites[name])
         rows = labelled_rows(setup, store, job, fraction)
         described.append(known_of(setup, name)[rows])
         values.append(
@@ -383,7 +391,7 @@ def known_of(setup: Setup, name: str) -> Floats:
 
     Intervals are the archive's, else measured on the typical beat (`shared_model.waves`); in units of clinical
     constants."""
-    store = open_store(setup.sites[name])
+    store = store_of(setup.sites[name])
     index = store.index
     study = setup.study.model_copy(update={"objective": ObjectiveSettings(name=WAVES)})
     describe = describer(store, study, setup.sites[name])

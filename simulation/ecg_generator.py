@@ -15,6 +15,7 @@ from scipy import signal as scipy_signal
 from scipy.spatial.transform import Rotation
 
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.leads import LEAD_VECTORS
 from simulation.circulation import REFERENCE_AGE_YEARS, Circulation, FloatArray
 from simulation.ecg_noise import add_electrode_artefacts, draw_background
 
@@ -22,22 +23,6 @@ Signal = NDArray[np.float32]
 
 DURATION_S = 10.0
 DEFAULT_SAMPLING_RATE_HZ = 500.0
-INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
-
-LEAD_VECTORS = np.array(
-    [
-        [0.632, -0.235, 0.059],
-        [0.235, 1.066, -0.132],
-        [-0.515, 0.157, -0.917],
-        [0.044, 0.164, -1.387],
-        [0.882, 0.098, -1.277],
-        [1.213, 0.127, -0.601],
-        [1.125, 0.127, -0.086],
-        [0.831, 0.076, 0.230],
-    ]
-)
-"""(independent lead, x left / y down / z back): Dower, Machado, Osborne, Clin Cardiol 1980;3:87."""
-
 DIPOLE_MV = {
     "p_right": (0.045, 0.090, -0.050),
     "p_left": (0.060, 0.070, 0.030),

@@ -205,7 +205,7 @@ def replicates_of(values: list[float], seed: int = 0) -> np.ndarray:
 
 def cell(method: str, values: np.ndarray, reading: str = "finetuned") -> Cell:
     row = Row(method=method, mode="federated", fraction=1.0, reading=reading, task="classification", hospitals=2)
-    return Cell(row, values)
+    return Cell(row, dict(enumerate(values, 1)))
 
 
 def test_intervals_are_over_patients_and_seeds() -> None:
@@ -231,9 +231,39 @@ def test_differences_are_paired_and_adjusted_together() -> None:
     assert rows[2].p_value == 1.0
 
 
+def test_seeds_are_paired_by_their_number() -> None:
+    """Where one seed of the baseline is missing, its others do not stand in for it."""
+    noise = replicates_of([0.6, 0.7, 0.8])
+    baseline, better = cell("supervised", noise), cell("simclr", noise + 0.01)
+    without_second = Cell(baseline.row, {seed: baseline.replicates[seed] for seed in (1, 3)})
+    rows = with_differences([without_second, better])
+    assert rows[1].against_baseline == Estimate(value=0.01, low=0.01, high=0.01)
+    none = Cell(baseline.row, {})
+    assert with_differences([none, better])[1].against_baseline is None
+
+
+def test_a_seed_whose_hospitals_are_not_all_done_is_left_out(
+    compared: tuple[Path, Table], two_sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One hospital without labels enough is left out for good; one that is still to come would change the mean."""
+    setup = Setup(tiny_study(), two_sites, compared[0])
+    patients = {name: summary.patients_of(setup, name) for name in two_sites}
+    scores = {"alpha": np.random.default_rng(0).random(len(patients["alpha"].outcome))}
+
+    def of(why: str) -> Cell:
+        monkeypatch.setattr(summary, "scores_of_seed", lambda *_: (scores, {why}))
+        block = Block(methods=("simclr",), seeds=1)
+        return summary.cell_of(setup, patients, block, "simclr", "local", 1.0, "finetuned", "classification")
+
+    assert of("local-beta: fewer than 10 labelled patients of a class").row.hospitals == 1
+    assert of(summary.NOT_YET).row.missing == "not run: not run yet"
+    assert not of(summary.NOT_YET).replicates
+
+
 def test_other_hospitals_are_no_pair() -> None:
     noise = replicates_of([0.7])
-    other = Cell(cell("simclr", noise).row.model_copy(update={"hospitals": 1}), noise)
+    single = cell("simclr", noise)
+    other = Cell(single.row.model_copy(update={"hospitals": 1}), single.replicates)
     assert with_differences([cell("supervised", noise), other])[1].against_baseline is None
 
 
@@ -298,6 +328,30 @@ def test_another_study_is_not_mixed_in(compared: tuple[Path, Table], two_sites: 
 def test_a_row_that_needs_a_setting_is_refused_before_anything_runs(two_sites: Sites, tmp_path: Path) -> None:
     with pytest.raises(HemoFedError, match="good_views_rhythm needs settings"):
         run(plan(methods=("supervised", "good_views_rhythm")), two_sites, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"finetune": {"share_head": False}},
+        {"federation": {"rule": "fedbn"}, "encoder": {"norm": "batch"}},
+    ],
+    ids=["local heads", "fedbn"],
+)
+def test_models_of_which_a_part_stays_at_the_site_are_refused(
+    two_sites: Sites, tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    """Their scores would be those of a model without that part."""
+    with pytest.raises(HemoFedError, match="stays at the site") as caught:
+        run(plan(), two_sites, tmp_path / "out", **tables)
+    assert caught.value.exit_code == ExitCode.BAD_STUDY
+
+
+def test_a_row_with_settings_of_its_own_is_compared_as_the_studys_objective(two_sites: Sites, tmp_path: Path) -> None:
+    objective = {"name": "good_views_rhythm", "group_column": "mpcwp_mmhg"}
+    comparison = plan(methods=("supervised", "good_views_rhythm"), fractions=(1.0,))
+    table = run(comparison, two_sites, tmp_path / "out", objective=objective)
+    assert table.jobs_finished == table.jobs == 2
 
 
 def test_no_hospitals_and_a_folder_in_use_end_with_their_codes(tmp_path: Path) -> None:

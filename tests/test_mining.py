@@ -40,6 +40,12 @@ def cosine_distance(embeddings: Tensor) -> Tensor:
     return 1 - unit @ unit.T
 
 
+def between(embeddings: Tensor, distance: str) -> Tensor:
+    if distance == "cosine":
+        return cosine_distance(embeddings)
+    return (embeddings[:, None] - embeddings[None, :]).square().sum(-1)
+
+
 @dataclass(frozen=True)
 class Rules:
     positives: str
@@ -47,6 +53,7 @@ class Rules:
     farthest_k: int
     nearest_share: float
     margin: float
+    apart: str = "cosine"
 
 
 def allowed_positives(d: Tensor, hard: Tensor, i: int, others: list[int], rules: Rules) -> set[int]:
@@ -94,6 +101,7 @@ def allowed_negatives(d: Tensor, hard: Tensor, i: int, p: int, others: list[int]
         farthest_k=st.integers(1, 5),
         nearest_share=st.floats(0, 0.875, width=32),
         margin=st.floats(0.01, 1),
+        apart=st.sampled_from(("cosine", "squared_l2")),
     ),
     seed=st.integers(0, 2**31),
 )
@@ -103,7 +111,7 @@ def test_mining_equals_a_loop(batch: int, records: int, kind: str, rules: Rules,
     record = torch.randint(records, (batch,), generator=seeded(seed + 1))
     same_record = record[:, None] == record[None, :]
     embeddings = torch.randn(batch, 3, generator=seeded(seed + 2))
-    hard = cosine_distance(embeddings)
+    hard = between(embeddings, rules.apart)
     triplets = mined(distance, same_record, rules, embeddings, seed)
     for i in range(batch):
         others = [j for j in range(batch) if j != i and not same_record[i, j] and math.isfinite(distance[i, j])]
@@ -131,6 +139,7 @@ def mined(distance: Tensor, same_record: Tensor, rules: Rules, embeddings: Tenso
         positives=rules.positives,
         embeddings=embeddings,
         margin=rules.margin,
+        embedding_distance=rules.apart,
     )
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from shared_model.leads import LEADS, SAMPLING_RATE_HZ
+from shared_model.leads import INDEPENDENT_LEADS, LEAD_VECTORS, LEADS, SAMPLING_RATE_HZ
 
 CROP_SHARE = 0.9  # 9 of 10 s
 GAIN_RANGE = 0.1  # calibration and body habitus: +-10%
@@ -28,24 +28,12 @@ WARP_WAVES = 3  # half periods of 10, 5 and 3.3 s in 10 s: rates change over bre
 STRONG_CROP_SHARE = 0.5  # 5 s holds several beats, and two views of one ECG overlap by chance only
 GAP_SAMPLES = 25  # 100 ms of exact zeros is no heart; single zeros are signal
 
-INDEPENDENT = [LEADS.index(lead) for lead in ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")]
+INDEPENDENT = [LEADS.index(lead) for lead in INDEPENDENT_LEADS]
 # Rows in the order of LEADS, columns I, II, V1..V6. Einthoven and Goldberger (Kligfield et al., Circulation 2007).
 FROM_INDEPENDENT = torch.zeros(12, 8)
 FROM_INDEPENDENT[INDEPENDENT, range(8)] = 1.0
 FROM_INDEPENDENT[2:6, :2] = torch.tensor([[-1.0, 1.0], [-0.5, -0.5], [1.0, -0.5], [-0.5, 1.0]])  # III, aVR, aVL, aVF
-# Rows I, II, V1..V6; columns x left, y down, z back: Dower, Machado, Osborne, Clin Cardiol 1980;3:87.
-DOWER = torch.tensor(
-    [
-        [0.632, -0.235, 0.059],
-        [0.235, 1.066, -0.132],
-        [-0.515, 0.157, -0.917],
-        [0.044, 0.164, -1.387],
-        [0.882, 0.098, -1.277],
-        [1.213, 0.127, -0.601],
-        [1.125, 0.127, -0.086],
-        [0.831, 0.076, 0.230],
-    ]
-)
+DOWER = torch.from_numpy(LEAD_VECTORS).float()
 # Least squares from the eight leads to the dipole: Edenbrandt and Pahlm, J Electrocardiol 1988;21:361.
 INVERSE_DOWER = torch.linalg.pinv(DOWER)
 

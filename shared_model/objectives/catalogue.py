@@ -340,13 +340,12 @@ ROWS = (
         "cpc",
         "CPC: van den Oord et al. 2018 (arXiv:1807.03748); for ECGs Mehari and Strodthoff 2022 (arXiv:2103.12676)",
         "a small strided convolution and a GRU in place of the larger networks; cosine similarity over a temperature "
-        "in place of the plain product; all steps up to the horizon are predicted, as in the first source, where the "
-        "second predicts the last alone; AdamW and schedule as of every row",
+        "in place of the plain product; a step is 64 ms and shares no sample with the next; all steps up to the "
+        "horizon are predicted, as in the first source, where the second predicts the last alone; AdamW and schedule "
+        "as of every row",
         {
             "horizon": 12,
             "negatives": 128,
-            "kernels": (10, 4, 4, 4),
-            "strides": (2, 2, 2, 2),
             "width": 512,
             "recurrent_layers": 2,
         },

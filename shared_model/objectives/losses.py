@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from shared_model.objectives.mining import Triplets
-from shared_model.objectives.similarity import euclidean, product, squared_l2, unit_and_cosine
+from shared_model.objectives.similarity import EmbeddingDistance, euclidean, product, squared_l2, unit_and_cosine
 
-EmbeddingDistance = Literal["cosine", "squared_l2"]
 Reduction = Literal["violating", "all"]
 
 HUB_SHARE = 0.05  # "hubs" are the 5% of ECGs used most often as a positive

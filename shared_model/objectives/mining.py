@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared_model.objectives.similarity import unit_and_cosine
+from shared_model.objectives.similarity import EmbeddingDistance, squared_l2, unit_and_cosine
 
 Positives = Literal["nearest", "random"]
 Negatives = Literal["beyond_nearest", "farthest", "random", "semihard", "softhard"]
@@ -40,6 +40,7 @@ def mine(
     positives: Positives = "nearest",
     embeddings: Tensor | None = None,
     margin: float = 0.3,
+    embedding_distance: EmbeddingDistance = "cosine",
 ) -> Triplets:
     """A positive and negatives for every anchor.
 
@@ -56,8 +57,8 @@ def mine(
             al. 2020, arXiv:2002.08473): one that the embedding has nearer than the farthest ECG of the positive's
             kind, the positive then being one that it has farther than the nearest negative; any where there is none.
         positives: "nearest" in `distance`, or "random" among those at distance 0 (the same class).
-        embeddings: (batch, embedding_dim), for the modes that look at them; compared by cosine distance.
-        margin: of "semihard", in units of cosine distance.
+        embeddings: (batch, embedding_dim), for the modes that look at them; compared by `embedding_distance`.
+        margin: of "semihard", in units of that distance.
         generator: draws the picks, on its own device, so that a CPU generator gives the same picks
             everywhere.
 
@@ -68,7 +69,7 @@ def mine(
     distance = distance.masked_fill(same_record | itself, torch.inf)
     nearest, positive = distance.min(1)
     near = distance <= 0
-    hard = _cosine_distance(embeddings) if negatives in LOOKING_AT_EMBEDDINGS else distance
+    hard = _between(embeddings, embedding_distance) if negatives in LOOKING_AT_EMBEDDINGS else distance
     if positives == "random":
         eligible = _farther_than_a_negative(hard, near, distance) if negatives == "softhard" else near
         positive = _pick_one(eligible, generator).int().argmax(1)
@@ -90,10 +91,10 @@ def mine(
     return Triplets(positive, chosen & usable[:, None], usable)
 
 
-def _cosine_distance(embeddings: Tensor | None) -> Tensor:
+def _between(embeddings: Tensor | None, distance: EmbeddingDistance) -> Tensor:
     if embeddings is None:
         raise ValueError(f"negatives {' and '.join(LOOKING_AT_EMBEDDINGS)} are chosen by embeddings: none were given")
-    return 1 - unit_and_cosine(embeddings)[1]
+    return squared_l2(embeddings) if distance == "squared_l2" else 1 - unit_and_cosine(embeddings)[1]
 
 
 def _beyond_nearest(distance: Tensor, candidate: Tensor, share: float) -> Tensor:

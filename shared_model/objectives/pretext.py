@@ -1,20 +1,17 @@
 """What is trained beside the encoder in pretraining and thrown away after it: projectors, boundaries, predictors."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from shared_model.encoder import EncoderSettings
+from shared_model.encoder import EncoderSettings, weights_from
 from shared_model.motif_distance import MotifDistance
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.recurrent import FuturePredictors
 from shared_model.time_frequency import TimeFrequencyProjectors
 
 PROJECTION_DIM = 128
-
-Module = Literal["pretext", "distance"]
 
 
 class Scalar(nn.Module):
@@ -32,8 +29,7 @@ class Scalar(nn.Module):
 def build_pretext(objective: ObjectiveSettings, encoder: EncoderSettings, seed: int) -> nn.ModuleDict:
     """The parts that the objective's row asks for, often none; their weights follow from `seed` alone."""
     parts: dict[str, nn.Module] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with weights_from(seed):
         if objective.method.projector:
             width = encoder.embedding_dim
             parts["projector"] = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_DIM))
@@ -50,6 +46,5 @@ def build_pretext(objective: ObjectiveSettings, encoder: EncoderSettings, seed: 
 
 def build_distance(encoder: EncoderSettings, seed: int) -> MotifDistance:
     """RelCon's distance network; its weights follow from `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with weights_from(seed):
         return MotifDistance(encoder)

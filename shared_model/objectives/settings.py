@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from shared_model.objectives.catalogue import DEFAULT_METHOD, METHODS, Method
 from shared_model.objectives.draws import DrawSettings
 from shared_model.objectives.facts import equal_distance
-from shared_model.objectives.losses import EmbeddingDistance, Reduction
+from shared_model.objectives.losses import Reduction
 from shared_model.objectives.mining import Negatives, Positives
 from shared_model.objectives.relations import RELATIONS, Relation
+from shared_model.objectives.similarity import EmbeddingDistance
 
 MINED = ("positives", "negatives", "farthest_k", "nearest_share")
 USED_BY_LOSS = {

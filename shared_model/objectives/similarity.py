@@ -1,7 +1,11 @@
 """How alike embeddings are, in full precision: bfloat16 cannot tell near from nearer."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+EmbeddingDistance = Literal["cosine", "squared_l2"]
 
 
 def full_precision(embeddings: Tensor) -> Tensor:

@@ -157,6 +157,7 @@ def mined(step: Step, loss: Callable[[Tensor, Triplets], tuple[Tensor, Diagnosti
             positives=settings.positives,
             embeddings=embeddings.detach(),
             margin=settings.margin,
+            embedding_distance=settings.embedding_distance,
         )
         return with_task(step, embeddings, loss(embeddings, triplets))
 
