@@ -18,6 +18,7 @@ from server.report.results import Estimate
 from simulation.comparison_job import write_text
 from simulation.comparison_plan import BASELINE
 from simulation.comparison_summary import Row
+from simulation.table import number
 
 JSON_FILE, CSV_FILE, MARKDOWN_FILE, FIGURE_FILE = "comparison.json", "comparison.csv", "comparison.md", "comparison.svg"
 # Okabe and Ito's eight colours, which colour-blind readers can tell apart.
@@ -68,13 +69,13 @@ def csv_text(rows: tuple[Row, ...]) -> str:
     return text.getvalue()
 
 
-def shown(estimate: Estimate | None, form: str = ".3f", join: str = " to ") -> str:
+def shown(estimate: Estimate | None, form: str = ".3f") -> str:
     """`0.781 (0.744 to 0.818)`; a dash where there is no figure."""
     if estimate is None or estimate.value is None:
         return "-"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{form}}"
-    return f"{estimate.value:{form}} ({estimate.low:{form}}{join}{estimate.high:{form}})"
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
 def probability(value: float | None) -> str:
@@ -175,7 +176,7 @@ def plot(axes: Axes, curve: list[Row], method: str, number: int) -> None:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """AUROC or RMSE by method, reading and share, a column a mode."""
+    """AUROC or RMSE by method, reading and share, a column a mode; intervals are in the files."""
     for task in dict.fromkeys(row.task for row in table.rows):
         name = "auroc" if task == "classification" else "rmse"
         rows = [row for row in table.rows if row.task == task]
@@ -185,6 +186,7 @@ def print_table(table: Table, console: Console) -> None:
             screen.add_column(heading, no_wrap=True)
         for method, reading, fraction in dict.fromkeys((row.method, row.reading, row.fraction) for row in rows):
             found = {r.mode: r for r in rows if (r.method, r.reading, r.fraction) == (method, reading, fraction)}
-            cells = [shown(found[mode].figures.get(name), ".2f", "-") if mode in found else "" for mode in modes]
+            estimates = [found[mode].figures.get(name) if mode in found else None for mode in modes]
+            cells = [number(estimate.value if estimate else None) for estimate in estimates]
             screen.add_row(method, reading, f"{100 * fraction:g}%", *cells)
         console.print(screen)
