@@ -1,7 +1,8 @@
 """The 1-D ResNet that turns a 12-lead ECG into an embedding: the paper's size, and a small one for a laptop.
 
 Residual network: He et al. 2016 (doi:10.1109/CVPR.2016.90), in one dimension as in SSL-DML. Group norm (Wu
-and He 2018, arXiv:1803.08494) is the default: batch-norm statistics are the usual failure under site shift.
+and He 2018, arXiv:1803.08494) is the default: batch-norm statistics are the usual failure under site shift. The first
+convolution has a bias and no norm: group norm divides each ECG by its own spread and would take the voltage away.
 """
 
 from collections.abc import Iterator
@@ -90,8 +91,7 @@ class Encoder(nn.Module):
         super().__init__()
         preset = PRESETS[settings.preset]
         first, last = preset.widths[0], preset.widths[-1]
-        self.stem = nn.Conv1d(len(LEADS), first, STEM_KERNEL, preset.stem_stride, STEM_KERNEL // 2, bias=False)
-        self.stem_norm = norm_layer(settings.norm, first)
+        self.stem = nn.Conv1d(len(LEADS), first, STEM_KERNEL, preset.stem_stride, STEM_KERNEL // 2)
         self.max_pool = nn.MaxPool1d(3, 2, 1) if preset.max_pool else nn.Identity()
         blocks = []
         channels = first
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 12, time) float32, mV, 250 Hz, 0 where missing -> (batch, embedding_dim)."""
         x = x.clamp(-CLIP_MV, CLIP_MV) * GAIN  # (batch, 12, 2500)
-        x = torch.relu(self.stem_norm(self.stem(x)))  # (batch, 64, 1250) | (batch, 16, 625)
+        x = torch.relu(self.stem(x))  # (batch, 64, 1250) | (batch, 16, 625)
         x = self.max_pool(x)  # (batch, 64, 625) | (batch, 16, 625)
         x = self.blocks(x)  # (batch, 512, 79) | (batch, 128, 79)
         pooled = x.mean(-1)  # (batch, 512) | (batch, 128)

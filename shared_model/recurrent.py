@@ -48,8 +48,9 @@ class RecurrentEncoder(nn.Module):
             ]
         self.convolutions = nn.Sequential(*layers)
         self.recurrence = nn.GRU(width, width, batch_first=True)
+        self.embedding = nn.Linear(width, context_dim(settings))
         self.dropout = nn.Dropout(settings.dropout)
-        self.embedding = nn.Linear(2 * width, settings.embedding_dim)
+        self.embedding_dim = settings.embedding_dim
 
     def local(self, x: Tensor) -> Tensor:
         """(batch, 12, time) mV, 0 where missing -> (batch, time // 16, width): a step sees its own 64 ms alone."""
@@ -57,14 +58,17 @@ class RecurrentEncoder(nn.Module):
         return features.transpose(1, 2)
 
     def context(self, local: Tensor) -> Tensor:
-        """(batch, step, width) -> (batch, step, width): what has been seen up to and with each step."""
-        hidden: Tensor = self.recurrence(local)[0]
-        return hidden
+        """(batch, step, width) -> (batch, step, context_dim): what has been seen up to and with each step.
+
+        The linear layer is in here, so that the future is predicted through it: were it behind the pooling, pretraining
+        would never touch it.
+        """
+        return cast(Tensor, self.embedding(self.recurrence(local)[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 12, time) float32, mV, 250 Hz, 0 where missing, 64 ms or more -> (batch, embedding_dim)."""
-        hidden = self.dropout(self.context(self.local(x)))
-        return cast(Tensor, self.embedding(torch.cat([hidden.mean(1), hidden.amax(1)], 1)))
+        context = self.dropout(self.context(self.local(x)))
+        return torch.cat([context.mean(1), context.amax(1)], 1)[:, : self.embedding_dim]
 
 
 class FuturePredictors(nn.Module):
@@ -74,7 +78,12 @@ class FuturePredictors(nn.Module):
     def __init__(self, settings: EncoderSettings, horizon: int) -> None:
         super().__init__()
         width = PRESETS[settings.preset].widths[-1]
-        self.ahead = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(horizon))
+        self.ahead = nn.ModuleList(nn.Linear(context_dim(settings), width, bias=False) for _ in range(horizon))
+
+
+def context_dim(settings: EncoderSettings) -> int:
+    """Numbers that a step is summed up in: mean and maximum of them over time make the embedding."""
+    return (settings.embedding_dim + 1) // 2
 
 
 def cpc_loss(

@@ -388,6 +388,20 @@ def test_without_time_nothing_is_begun_and_the_table_says_so(two_sites: Sites, t
     assert all("not run" in (row.missing or "") for row in table.rows if row.reading == "finetuned")
 
 
+def wait_for_files(out: Path, more: int, process: subprocess.Popen[bytes]) -> bool:
+    """Until so many more files of jobs are there, however fast the machine; False if the process ended before."""
+
+    def count() -> int:
+        return len(list(out.glob("jobs/**/*.safetensors")))
+
+    wanted = count() + more
+    while process.poll() is None:
+        if count() >= wanted:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @pytest.mark.long
 def test_killed_at_any_time_it_goes_on_to_the_same_table(
     two_sites: Sites, compared: tuple[Path, Table], tmp_path: Path
@@ -417,19 +431,19 @@ def test_killed_at_any_time_it_goes_on_to_the_same_table(
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     rng, kills = np.random.default_rng(1), 0
-    for _ in range(40):
+    for _ in range(12):
         process = subprocess.Popen(
             command, env=environment, cwd=root, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        try:
-            process.wait(timeout=float(rng.uniform(6, 14)) if kills < 4 else 600)
-        except subprocess.TimeoutExpired:
+        if kills < 4 and wait_for_files(out, int(rng.integers(1, 9)), process):
+            time.sleep(float(rng.uniform(0, 0.5)))
             os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
             process.communicate()
+            kills += 1
             time.sleep(0.2)
             continue
-        assert process.returncode == 0, process.communicate()[1].decode()
+        words = process.communicate(timeout=600)
+        assert process.returncode == 0, words[1].decode()
         break
     assert kills >= 2
     assert files_of(out) == files_of(compared[0])

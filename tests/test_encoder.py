@@ -9,6 +9,7 @@ from torch import nn
 
 from shared_model.encoder import EncoderSettings, build_encoder, decay_groups, norm_parameter_names
 from shared_model.heads import build_head, in_target_units, standardised
+from tests.twins import draw_twins
 
 SMALL = EncoderSettings()
 ECGS = torch.randn(4, 12, 2500, generator=torch.Generator().manual_seed(0))
@@ -55,10 +56,21 @@ def test_convolutions_keep_the_scale_of_the_signal() -> None:
             assert float(layer.weight.detach().std()) == pytest.approx(right, rel=0.05), name
 
 
-def test_voltage_is_seen_and_artefacts_are_clipped() -> None:
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("preset", ["resnet18", "small"])
+def test_voltage_is_seen(preset: str, norm: str) -> None:
+    """Half the voltage moves the embedding by a share of what another patient does. Group norm behind a first
+    convolution without bias took it away: 0.0002 of that distance."""
+    ecgs = draw_twins(8)[0]
+    encoder = build_encoder(EncoderSettings(preset=preset, norm=norm), seed=1).eval()
+    with torch.inference_mode():
+        whole, half = encoder(ecgs), encoder(0.5 * ecgs)
+    assert float((whole - half).norm(dim=1).mean()) > 0.1 * float((whole - whole.roll(1, 0)).norm(dim=1).mean())
+
+
+def test_artefacts_are_clipped() -> None:
     encoder = build_encoder(SMALL, seed=1).eval()
     with torch.inference_mode():
-        assert not torch.allclose(encoder(ECGS * 0.5), encoder(ECGS), atol=1e-3)  # no z-score by ECG
         assert torch.equal(encoder(ECGS.sign() * 4.0), encoder(ECGS.sign() * 400.0))
 
 
