@@ -185,7 +185,7 @@ def test_batch_norm_goes_through_all_phases(site_dirs: Sites, rule: str) -> None
     for task in TASKS:
         assert ask(site_dirs["alpha"], instruct(study, task))[0].status == "done"
     model, _ = tasks.site_model(instruct(study, "finetune", 2), start(study, "finetune"), site_dirs["alpha"])
-    counter = model.state_dict()["encoder.stem_norm.num_batches_tracked"]
+    counter = model.state_dict()["encoder.blocks.0.norm1.num_batches_tracked"]
     assert counter.dtype == torch.int64
     assert counter > 0
 
