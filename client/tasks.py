@@ -91,6 +91,8 @@ def pretrain_patients(study: Study, index: RecordIndex) -> int:
 def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
     """One round of local training, of whichever phase; the new weights go back, what is local stays."""
     settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
+    if study.privacy is not None:
+        raise HemoFedError("this release cannot train under [privacy] yet; remove the table", ExitCode.BAD_STUDY)
     task, number = training_task(instruction.task), instruction.round_number
     device = prepare_device(settings, study)
     refuse_chunked_batch_norm(settings, study)

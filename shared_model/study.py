@@ -10,20 +10,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shared_model.encoder import EncoderSettings
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.objectives.catalogue import METHODS
 from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.privacy import PrivacySettings, Settings
 from shared_model.subgroups import PARTITIONS, RACES, factors_of, group_names
 
 TrainingPhase = Literal["distance", "pretrain", "finetune"]
-
-
-class Settings(BaseModel):
-    """A frozen table of a study; an unknown key is an error, and so is TOML's `nan` or `inf`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Target(Settings):
@@ -155,6 +151,7 @@ class Study(Settings):
     finetune: Finetune = Finetune()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+    privacy: PrivacySettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -169,7 +166,45 @@ class Study(Settings):
             raise ValueError('evaluation.model = "best_on_validation" needs evaluation.every_round = true')
         if self.finetune.rounds == 0:
             raise ValueError("finetune.rounds = 0 leaves nothing to evaluate: set it to 1 or more")
+        if self.privacy is not None:
+            self._private(self.privacy)
         return self
+
+    def _private(self, privacy: PrivacySettings) -> None:
+        """Refuse what would let a patient show beyond what the plan pays for."""
+        objective, phases = self.objective, self.phases
+        if "pretrain" in phases and objective.method.private == "no":
+            allowed = ", ".join(name for name, method in METHODS.items() if method.private != "no")
+            raise ValueError(
+                f"objective {objective.name} compares the patients of a batch with each other: one patient changes the "
+                f"gradients of all others, and no clipping bounds that; under [privacy] use one of {allowed}"
+            )
+        if "pretrain" in phases and objective.method.private == "bank" and not privacy.bank_sha256:
+            raise ValueError(
+                f"privacy.bank_sha256 is not set: {objective.name} compares private ECGs with those of a public "
+                "bank alone; make one with hemofed-sim bank and name its SHA-256"
+            )
+        for task in phases:
+            if privacy.phase(task) is None:
+                raise ValueError(f"privacy.{task} is not set, and the study has that phase; add [privacy.{task}]")
+        for task in ("pretrain", "finetune"):
+            if privacy.phase(task) is not None and task not in phases:
+                raise ValueError(f"privacy.{task} is set, and the study has no such phase; remove it")
+        refused = {
+            'encoder.norm = "batch"': self.encoder.norm == "batch",
+            "finetune.labelled_share below 1": self.finetune.labelled_share < 1,
+            "evaluation.every_round = true": self.evaluation.every_round,
+            "objective.task_weight above 0": objective.task_weight > 0,
+        }
+        reasons = {
+            'encoder.norm = "batch"': 'it mixes the patients of a batch; use "group"',
+            "finetune.labelled_share below 1": "who is in the share depends on who else is; set it to 1",
+            "evaluation.every_round = true": "each look at validation patients would cost budget; set it to false",
+            "objective.task_weight above 0": "its loss is not private; set it to 0",
+        }
+        for what, found in refused.items():
+            if found:
+                raise ValueError(f"[privacy] and {what}: {reasons[what]}")
 
     @property
     def phases(self) -> dict[TrainingPhase, Phase]:

@@ -48,6 +48,7 @@ SUPERVISED_DML_DEPARTURES = (
 )
 ONE_ENCODER = "our encoder, AdamW and schedule, the same for every row"
 
+Private = Literal["no", "bank", "alone"]
 EncoderKind = Literal["residual", "time_frequency", "recurrent"]
 Candidates = Literal["all", "across_views", "across_pairs"]
 
@@ -72,6 +73,8 @@ class Method:
         encoder: which network is trained; `residual` is the study's ResNet.
         labels: pretraining uses the target's labels, so that it sees labelled training ECGs only.
         pretrains: False leaves the phase out.
+        private: how it can be trained under differential privacy: "bank" compares an ECG with public ones alone,
+            "alone" with none; "no" compares the patients of a batch with each other, which no clipping makes private.
     """
 
     name: str
@@ -88,11 +91,14 @@ class Method:
     encoder: EncoderKind = "residual"
     labels: bool = False
     pretrains: bool = True
+    private: Private = "no"
 
 
 def _ssl_dml(relation: str, departures: str) -> Method:
     text = f"{departures}; {SSL_DML_DEPARTURES}"
-    return Method(f"ssl_dml_{relation}", relation, "triplet", SSL_DML, text, SSL_DML_PUBLISHED)
+    # A learned distance is trained on the patients themselves, and wave attributes may miss in a bank.
+    private: Private = "no" if relation in ("learned", "wave_attributes") else "bank"
+    return Method(f"ssl_dml_{relation}", relation, "triplet", SSL_DML, text, SSL_DML_PUBLISHED, private=private)
 
 
 def _supervised_dml(kind: str, relation: str, loss: str, departures: str, **defaults: object) -> Method:
