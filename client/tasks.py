@@ -340,7 +340,8 @@ def report_of(outcome: Outcome, late: bool) -> TrainingReport:
         violating_share=known.get("violating_share"),
         mean_cosine=known.get("mean_cosine"),
         hub_share=known.get("hub_share"),
-        warning=warning_of(health, late) if health else None,
+        signal_to_noise=known.get("signal_to_noise"),
+        warning=warning_of(health, late) if "skipped_batches" in health else None,
     )
 
 

@@ -25,7 +25,7 @@ from shared_model.objectives.augmentations import augment, disturb
 from shared_model.objectives.draws import DRAWS, Rows, batches
 from shared_model.objectives.losses import Diagnostics, summarise
 from shared_model.objectives.step import Batch, Parts, pretraining_step
-from shared_model.study import Phase, Study
+from shared_model.study import Phase, Study, Target
 
 StepLoss = Callable[[Rows], tuple[Tensor, Diagnostics | None]]
 Progress = Callable[[int, int], None]
@@ -57,10 +57,11 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round left behind besides the changed weights. `diagnostics` are means over the steps."""
+    """What a round left behind besides the changed weights. `diagnostics` are means over the steps; a private round has
+    no loss, since its own would tell of the patients."""
 
     steps: int
-    loss: float
+    loss: float | None
     diagnostics: Mapping[str, float]
     optimizer_state: Mapping[str, Tensor]
 
@@ -151,7 +152,7 @@ def pretrain(
             signals,
             describe(rows, signals, present),
             torch.from_numpy(record[rows]).to(device),
-            target_loss(study, store, rows, device) if objective.task_weight else None,
+            loss_on(study, store, rows, device) if objective.task_weight else None,
         )
         with autocast(device, work.precision):
             return pretraining_step(objective, parts, batch, generator)
@@ -207,24 +208,28 @@ def finetune(study: Study, model: nn.ModuleDict, store: Store, work: LocalWork, 
             signals = augment(signals, generator)
         with autocast(device, work.precision):
             output = model["head"](encode(model["encoder"], signals, work.physical_batch)).float()
-        return target_loss(study, store, rows, device)(output), None
+        return loss_on(study, store, rows, device)(output), None
 
     drawn = batches(work.rows, work.phase.batch_size, work.steps, work.seed)
     return train(model, only(model, trained_parts(study, "finetune")), work, drawn, loss_of)
 
 
-def target_loss(study: Study, store: Store, rows: Rows, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The loss of the head's output (n,) on the target of these rows.
+def loss_on(study: Study, store: Store, rows: Rows, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The loss of the head's output (n,) on the target of these rows."""
+    wanted = torch.from_numpy(store.index.labels[study.target.column][rows]).to(device)
+    return lambda output: target_loss(study.target, output, wanted)
+
+
+def target_loss(target: Target, output: Tensor, wanted: Tensor) -> Tensor:
+    """The mean loss of the head's output (n,) on the label's values (n,).
 
     Classification: binary cross-entropy on value > threshold. Regression: squared error of the value in
     units of the study's fixed centre and scale.
     """
-    target = study.target
-    wanted = torch.from_numpy(store.index.labels[target.column][rows]).to(device)
     if target.kind == "regression":
-        return lambda output: nn.functional.mse_loss(output.float(), standardised(wanted, target.centre, target.scale))
+        return nn.functional.mse_loss(output.float(), standardised(wanted, target.centre, target.scale))
     above = (wanted > target.threshold).float()
-    return lambda output: nn.functional.binary_cross_entropy_with_logits(output.float(), above)
+    return nn.functional.binary_cross_entropy_with_logits(output.float(), above)
 
 
 def predict(

@@ -237,6 +237,7 @@ def run_round(
         violating_share=means["violating_share"],
         mean_cosine=means["mean_cosine"],
         hub_share=means["hub_share"],
+        signal_to_noise=means["signal_to_noise"],
         warning="; ".join(f"{site}: {report.warning}" for site, (_, report) in reports.items() if report.warning)
         or None,
     )
@@ -267,7 +268,7 @@ def mean_report(reports: Sequence[tuple[float, TrainingReport]]) -> dict[str, fl
         total = sum(weight for weight, _ in known)
         return sum(weight * value for weight, value in known) / total if total else None
 
-    names = ("loss", "violating_share", "mean_cosine", "hub_share")
+    names = ("loss", "violating_share", "mean_cosine", "hub_share", "signal_to_noise")
     return {name: mean([getattr(report, name) for _, report in reports]) for name in names}
 
 

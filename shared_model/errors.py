@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     RELEASE_DIFFERS = 20
     FORMAT_UNDECLARED = 21
     UNFIT = 24
+    BANK_DIFFERS = 33
     INTERRUPTED = 130
 
 

@@ -61,9 +61,11 @@ class SiteDescription(Body):
 
 
 class TrainingReport(Body):
-    """How a round of local training went: means over the round's steps. Their number is not said: it is a count."""
+    """How a round of local training went: means over the round's steps. Their number is not said: it is a count. A private
+    round says no more than the signal to noise of what it sends anyway."""
 
-    loss: float
+    loss: float | None = None
+    signal_to_noise: float | None = None
     violating_share: float | None = None
     mean_cosine: float | None = None
     hub_share: float | None = None

@@ -373,6 +373,7 @@ class RoundMetrics(Record):
     violating_share: float | None = None
     mean_cosine: float | None = None
     hub_share: float | None = None
+    signal_to_noise: float | None = None
     warning: str | None = None
 
     @field_validator("*", mode="before")
