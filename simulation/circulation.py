@@ -113,6 +113,7 @@ PR_INTERVAL = Effect(
 )  # fmt: skip
 
 FEATURES = tuple(effect.feature for effect in EFFECTS)
+MOVED_BY_PRESSURE = (*FEATURES, ATRIAL_FIBRILLATION.feature)
 
 
 def _default_race_mix() -> MappingProxyType[str, float]:
@@ -130,8 +131,15 @@ class Population:
     pressure_shift: float = 0.0
     """Added to z: how much sicker (or fitter) these patients are, in SD."""
     effect_scale: float = EFFECT_SCALE
+    absent_effects: tuple[str, ...] = ()
+    """Properties of the ECG that pressure does not move in these patients."""
     ecgs_per_patient: tuple[float, ...] = (0.40, 0.25, 0.20, 0.15)
     """Probability of 1, 2, 3, ... ECGs."""
+
+    def slopes(self, effects: tuple[Effect, ...]) -> FloatArray:
+        """How far pressure moves each property, per SD of z."""
+        moved = [0.0 if effect.feature in self.absent_effects else effect.effect_per_sd for effect in effects]
+        return self.effect_scale * np.array(moved)
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,7 @@ def draw_circulation(rng: np.random.Generator, population: Population, patients:
 
     z = _draw_pressure_z(rng, population, patient, age_years)
     fibrillation = _draw_fibrillation(rng, population, patient, age_years, female, race, z)
-    scaled = population.effect_scale * np.array([effect.effect_per_sd for effect in EFFECTS])
+    scaled = population.slopes(EFFECTS)
     residual_sd = np.array([effect.residual_sd for effect in EFFECTS])
     features = expected_without_pressure(EFFECTS, age_years, female, race, fibrillation)
     features += z[:, None] * scaled + residual_sd * _draw_residual(rng, patient, len(EFFECTS))
@@ -273,7 +281,7 @@ def _draw_fibrillation(
     z: FloatArray,
 ) -> NDArray[np.bool_]:
     log_odds = expected_without_pressure((ATRIAL_FIBRILLATION,), age_years, female, race)[:, 0]
-    log_odds += population.effect_scale * ATRIAL_FIBRILLATION.effect_per_sd * z
+    log_odds += population.slopes((ATRIAL_FIBRILLATION,)) * z
     log_odds += ATRIAL_FIBRILLATION.residual_sd * rng.standard_normal(int(patient[-1]) + 1)[patient]
     return np.asarray(rng.random(len(patient)) < special.expit(log_odds))
 

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.bank import FEWEST_ECGS
 from client.site import load_site
 from server.report.files import RESULTS_FILE
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.objectives.catalogue import METHODS, Method
 from shared_model.objectives.settings import ObjectiveSettings, settings_of
 from shared_model.terminal import run_cli
+from simulation.bank import bank_of, make_bank, write_bank
 from simulation.comparison import Asked
 from simulation.comparison import compare as comparison_of
 from simulation.comparison_output import JSON_FILE, MARKDOWN_FILE
@@ -102,6 +104,25 @@ def compare(
     else:
         print_comparison(table, Console())
         Console(soft_wrap=True).print(f"tables: {out / MARKDOWN_FILE}   figures: {out / JSON_FILE}", highlight=False)
+
+
+@app.command()
+def bank(
+    out: Annotated[Path, typer.Option("--out", help="The bank's file, *.safetensors.")],
+    ecgs: Annotated[int, typer.Option(min=FEWEST_ECGS, max=65_535, help="Public ECGs, one a patient.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the patients.")] = 1,
+    site: Annotated[
+        Path | None, typer.Option(help="A site folder of public ECGs to take them from, in place of simulated ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make the bank of public ECGs that private pretraining compares with."""
+    sha256 = write_bank(bank_of(site, ecgs, seed) if site else make_bank(ecgs, seed), out)
+    if as_json:
+        print(json.dumps({"file": str(out), "sha256": sha256}))
+        return
+    typer.echo(f"bank: {out}\nName it in the study, and put the file into banks/ of every site folder:")
+    typer.echo(f'[privacy]\nbank_sha256 = "{sha256}"')
 
 
 @app.command()

@@ -101,13 +101,15 @@ class Anatomy:
     """Share of beats that are premature ventricular contractions; 0 in most patients."""
     ectopic_dipole_mv: FloatArray
     """(ecg, 3)"""
+    wave_width: FloatArray
+    """SD of the wavelets of P, QRS and T against what is usual in their intervals."""
 
     def take(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Self:
         """The chosen ECGs, in the order given."""
         return replace(self, **{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
 
 
-def draw_anatomy(rng: np.random.Generator, circulation: Circulation) -> Anatomy:
+def draw_anatomy(rng: np.random.Generator, circulation: Circulation, wave_width: float = 1.0) -> Anatomy:
     """Draw a body for each patient of `circulation` and repeat it for each of the patient's ECGs."""
     patient = circulation.patient - circulation.patient.min()
     patients = int(patient.max()) + 1
@@ -127,6 +129,7 @@ def draw_anatomy(rng: np.random.Generator, circulation: Circulation) -> Anatomy:
         rr_variation=np.clip(0.022 * np.exp(rng.normal(0.0, 0.6, patients)), 0.003, 0.09),
         ectopic_share=np.where(rng.random(patients) < 0.12, rng.uniform(0.03, 0.20, patients), 0.0),
         ectopic_dipole_mv=1.5 * direction,
+        wave_width=np.full(patients, wave_width),
     )
     return anatomy.take(patient)
 
@@ -175,7 +178,7 @@ def _independent_leads(
 ) -> Signal:
     """(ecg, 8, time) float32, mV: beats, fibrillation, noise and the recorder's filter."""
     beat_time, beat_kind, beat_stretch = _draw_beats(rng, circulation, anatomy)
-    centre, width = _wave_times(circulation)
+    centre, width = _wave_times(circulation, anatomy.wave_width)
     amplitude = _wave_amplitudes(circulation, anatomy).astype(np.float32)
     rate, samples = acquisition.sampling_rate_hz, acquisition.samples
     background = draw_background(
@@ -223,7 +226,7 @@ def _mean_rr_s(circulation: Circulation) -> FloatArray:
     return 60.0 / np.clip(circulation.feature("heart_rate"), 42.0, 150.0)
 
 
-def _wave_times(circulation: Circulation) -> tuple[FloatArray, FloatArray]:
+def _wave_times(circulation: Circulation, wave_width: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Centre against the R peak and SD of each wavelet, s: (ecg, wave)."""
     qrs_s = np.clip(circulation.feature("qrs_duration"), 62.0, 200.0)[:, None] / 1000
     qt_s = np.clip(circulation.feature("qtc"), 340.0, 560.0)[:, None] / 1000 * np.sqrt(_mean_rr_s(circulation))[:, None]
@@ -238,9 +241,9 @@ def _wave_times(circulation: Circulation) -> tuple[FloatArray, FloatArray]:
         ectopic * np.array(ECTOPIC_CENTRE_S),
     ]
     width = [
-        p_s * np.array([P_WIDTH, P_WIDTH]),
-        qrs_s * np.array(QRS_WIDTH),
-        qt_s * np.array(T_WIDTH),
+        wave_width[:, None] * p_s * np.array([P_WIDTH, P_WIDTH]),
+        wave_width[:, None] * qrs_s * np.array(QRS_WIDTH),
+        wave_width[:, None] * qt_s * np.array(T_WIDTH),
         ectopic * np.array(ECTOPIC_WIDTH_S),
     ]
     return np.concatenate(centre, axis=1), np.concatenate(width, axis=1)

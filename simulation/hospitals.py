@@ -21,6 +21,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import LEADS
 from simulation.circulation import (
     EFFECT_SCALE,
+    MOVED_BY_PRESSURE,
     RACES,
     Circulation,
     FloatArray,
@@ -100,6 +101,10 @@ class HospitalSpec(BaseModel):
     """Added to the latent pressure, in SD: moves prevalence and every sign of pressure with it."""
     effect_scale: Annotated[float, Field(ge=0, le=5)] = EFFECT_SCALE
     """Strength of the signs of pressure in the ECG; 0 makes a hospital from which nothing can be learnt."""
+    absent_effects: tuple[str, ...] = ()
+    """Signs that are not there in these patients, by name."""
+    wave_width: Annotated[float, Field(ge=0.5, le=2)] = 1.0
+    """Breadth of P, QRS and T wavelets against the usual: another shape within the same intervals."""
 
     sampling_rate_hz: Annotated[float, Field(ge=100, le=4_000)] = 500.0
     lead_order: Literal["standard", "cabrera", "mimic"] | tuple[str, ...] = "standard"
@@ -124,6 +129,14 @@ class HospitalSpec(BaseModel):
         if sum(mix.values()) <= 0:
             raise ValueError("at least one race needs a weight above 0")
         return mix
+
+    @field_validator("absent_effects")
+    @classmethod
+    def _effects_known(cls, absent: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(absent) - set(MOVED_BY_PRESSURE))
+        if unknown:
+            raise ValueError(f"unknown effect {', '.join(unknown)}; use {', '.join(MOVED_BY_PRESSURE)}")
+        return absent
 
     @field_validator("lead_order")
     @classmethod
@@ -155,6 +168,7 @@ class HospitalSpec(BaseModel):
             race_mix=MappingProxyType(self.race_mix),
             pressure_shift=self.pressure_shift,
             effect_scale=self.effect_scale,
+            absent_effects=self.absent_effects,
         )
 
     @property
@@ -277,7 +291,7 @@ def _chunks(spec: HospitalSpec, seed: int) -> Iterator[tuple[_Chunk, np.random.G
 
 
 def _write_records(rng: np.random.Generator, spec: HospitalSpec, folder: Path, chunk: _Chunk) -> None:
-    anatomy = draw_anatomy(rng, chunk.circulation)
+    anatomy = draw_anatomy(rng, chunk.circulation, spec.wave_width)
     signal_mv = synthesise(rng, chunk.circulation, anatomy, spec.acquisition)
     chosen = [LEADS.index(lead) for lead in spec.leads]
     samples = to_adc_units(signal_mv[:, chosen], spec.gain_adc_per_mv).transpose(0, 2, 1)

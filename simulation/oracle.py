@@ -90,7 +90,7 @@ def posterior(circulation: Circulation, population: Population, nodes: int = 121
     mean, variance = pressure_prior(circulation.age_years, population)
     fibrillation = circulation.atrial_fibrillation
     demographics = (circulation.age_years, circulation.female, circulation.race)
-    slope = population.effect_scale * np.array([effect.effect_per_sd for effect in EFFECTS])
+    slope = population.slopes(EFFECTS)
     residual_sd = np.array([effect.residual_sd for effect in EFFECTS])
     hidden = np.outer(fibrillation, [effect.needs_p_wave for effect in EFFECTS])
     excess = circulation.features - expected_without_pressure(EFFECTS, *demographics, fibrillation)
@@ -101,7 +101,7 @@ def posterior(circulation: Circulation, population: Population, nodes: int = 121
     sd = 1 / np.sqrt(precision)
     z = (pull / precision)[:, None] + sd[:, None] * grid
     log_odds = expected_without_pressure((ATRIAL_FIBRILLATION,), *demographics)
-    log_odds = log_odds + population.effect_scale * ATRIAL_FIBRILLATION.effect_per_sd * z
+    log_odds = log_odds + population.slopes((ATRIAL_FIBRILLATION,)) * z
     probability = np.interp(log_odds, _TABLE_LOG_ODDS, _TABLE_FIBRILLATION)
     weight = np.exp(-0.5 * grid**2) * np.where(fibrillation[:, None], probability, 1 - probability)
     return Posterior(z, weight / weight.sum(axis=1, keepdims=True), sd * (grid[1] - grid[0]))

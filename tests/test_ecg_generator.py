@@ -13,6 +13,7 @@ from simulation.circulation import (
     ATRIAL_FIBRILLATION,
     EFFECTS,
     FEATURES,
+    MOVED_BY_PRESSURE,
     RACES,
     Circulation,
     Population,
@@ -124,6 +125,17 @@ def test_without_effects_the_ecg_knows_nothing() -> None:
     nothing = oracle_auroc(Population(effect_scale=0.0), patients=20_000)
     assert nothing.oracle_auroc < 0.57  # age alone is left
     assert nothing.noise_ceiling_auroc > 0.95
+
+
+def test_an_absent_effect_leaves_its_property_alone_and_takes_from_the_oracle() -> None:
+    drawn = draw_circulation(np.random.default_rng(6), Population(absent_effects=("qrs_t_rotation",)), 20_000)
+    assert abs(np.corrcoef(drawn.feature("qrs_t_rotation"), drawn.pressure_z)[0, 1]) < 0.02
+    assert np.corrcoef(drawn.feature("qrs_duration"), drawn.pressure_z)[0, 1] > 0.2
+    whole, without, none = (
+        oracle_auroc(Population(absent_effects=absent), patients=20_000).oracle_auroc
+        for absent in ((), ("qrs_t_rotation", "p_duration"), MOVED_BY_PRESSURE)
+    )
+    assert none < 0.57 < without < whole - 0.01
 
 
 def test_patients_share_most_of_what_their_ecgs_show() -> None:
