@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from shared_model.objectives.augmentations import augment
 from shared_model.objectives.draws import Rows
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.privacy import PrivatePhase
+from shared_model.reconstruction import Reconstructor, hidden_patches, reconstruction_error
 from shared_model.study import Study
 
 Unit = tuple[Tensor, ...]
-Network = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Any]
 UnitLoss = Callable[[Network, Unit], Tensor]
 DrawUnit = Callable[[Rows, torch.Generator], Unit]
 
@@ -261,6 +263,25 @@ def pretraining(study: Study, network: nn.Module, store: Store, bank: Bank, near
         return own_term + private.bank_weight * bank_term
 
     return Mechanism(network, unit_loss, draw_unit, prepare)
+
+
+def reconstructing(study: Study, network: Reconstructor, store: Store) -> Mechanism:
+    """Masked reconstruction, which needs no bank: a unit is (m ECGs (m, 12, time), what is hidden (m, time))."""
+    private = study.privacy
+    assert private is not None
+    assert private.pretrain is not None
+    device, m = next(network.parameters()).device, private.pretrain.units
+
+    def draw_unit(rows: Rows, own: torch.Generator) -> Unit:
+        chosen = rows[torch.randint(len(rows), (m,), generator=own, device=device).cpu().numpy()]
+        signals = augment(read_signals(store, chosen, device)[0], own)
+        return signals, hidden_patches(m, signals.shape[-1], own, device)
+
+    def unit_loss(rebuild: Network, unit: Unit) -> Tensor:
+        signals, hidden = unit
+        return reconstruction_error(rebuild(signals.masked_fill(hidden[:, None], 0.0))[0], signals, hidden).mean()
+
+    return Mechanism(network, unit_loss, draw_unit)
 
 
 def partner_of(anchor: int, rows: Rows, record: NDArray[np.int64], own: torch.Generator) -> int:

@@ -164,15 +164,20 @@ def site_summary(name: str, site: SiteDescription, judged: bool) -> SiteSummary:
     return SiteSummary(
         name=name,
         simulated=site.simulated,
-        patients=round_count(site.patients),
-        records=round_count(site.records),
+        patients=rounded(site.patients),
+        records=rounded(site.records),
         train_patients=round_count(site.train_patients),
-        validation_patients=round_count(site.validation_patients),
-        test_patients=round_count(site.test_patients),
+        validation_patients=rounded(site.validation_patients),
+        test_patients=rounded(site.test_patients),
         labelled_train_patients=round_count(site.labelled_train_patients),
         reason="a site's prevalence is not asked for",
         note="" if judged else "not in the test figures: it gave no counts of its test patients",
     )
+
+
+def rounded(count: int | None) -> int | None:
+    """Once more, in case the site's own site.toml rounds less; None stays unsaid."""
+    return None if count is None else round_count(count)
 
 
 def privacy_of(study: Study, outcome: StudyOutcome) -> Privacy:

@@ -7,7 +7,7 @@ from operator import add
 
 from server.aggregation import Weights
 from server.checkpoint import Checkpoint
-from server.conductor import Conductor, instruct, require_sites, travelling
+from server.conductor import Conductor, ask_sites, instruct, require_sites, travelling
 from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, empty_histogram
 from shared_model.score_grid import edge_probability, snap_threshold
@@ -57,7 +57,8 @@ def gather(
     """Every site's counts on one split, by site. Sites that failed or may release nothing are left out."""
     instruction = instruct(conductor, "evaluate", number, split=split, threshold_edge=threshold_edge)
     tallies: dict[str, SiteTally] = {}
-    for answer in conductor.ask(instruction, travelling(conductor.study, "evaluate", weights), sorted(conductor.sites)):
+    sent = travelling(conductor.study, "evaluate", weights)
+    for answer in ask_sites(conductor, instruction, sent, sorted(conductor.sites)):
         if isinstance(answer, SiteFailure):
             conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {answer.reason}")
             continue

@@ -50,6 +50,10 @@ def run(
     start: Annotated[
         Path | None, typer.Option(help="Weights to begin with, where the study names their start_sha256.")
     ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="The bank that a private study names; it is put into every site folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -64,7 +68,7 @@ def run(
         )
     make_folder(out)
     console = Console(stderr=True, quiet=quiet)
-    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume, start)
+    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume, start, bank)
     results = run_experiment(experiment, own_sites(site or []), console)
     if as_json:
         print((out / RESULTS_FILE).read_text(encoding="utf-8"))
@@ -106,8 +110,8 @@ def compare(
         Console(soft_wrap=True).print(f"tables: {out / MARKDOWN_FILE}   figures: {out / JSON_FILE}", highlight=False)
 
 
-@app.command()
-def bank(
+@app.command(name="bank")
+def make_a_bank(
     out: Annotated[Path, typer.Option("--out", help="The bank's file, *.safetensors.")],
     ecgs: Annotated[int, typer.Option(min=FEWEST_ECGS, max=65_535, help="Public ECGs, one a patient.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Draws the patients.")] = 1,
