@@ -142,12 +142,16 @@ def keep_metrics_before(position: Position, out: Path) -> None:
 
 
 def accept_sites(conductor: Conductor, described: Mapping[str, SiteDescription | SiteFailure]) -> None:
-    """Leave out the sites that failed or run another release; stop where too few are left."""
+    """Leave out the sites that failed, run another release, or would send exact counts in a private study; stop where
+    too few are left."""
     for name, site in sorted(described.items()):
         if isinstance(site, SiteFailure):
             conductor.left_out[name] = site.reason
         elif site.release_sha256 != release_sha256():
             conductor.left_out[name] = "it runs another release of hemofed"
+        elif conductor.study.privacy is not None and site.disclosure != "noised":
+            # Before anything is spent: its exact counts could not be added to the noisy ones of the others.
+            conductor.left_out[name] = "its disclosure tier is not 'noised', which a private study needs"
         else:
             conductor.sites[name] = site
     for name, reason in conductor.left_out.items():
