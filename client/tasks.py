@@ -15,6 +15,7 @@ from client import local_state
 from client.bank import load_bank
 from client.evaluation import Scores, count, pressure_score, release
 from client.facts import can_be_compared, cohort_of, columns_of, fact_table
+from client.noised import release_noised
 from client.policy import POLICY_FILE, Policy, check_study, load_policy
 from client.private_round import answer_once, train_patients
 from client.site import SiteSettings, load_site
@@ -31,7 +32,7 @@ from client.training import (
     train_distance,
 )
 from client.uses import note_use
-from shared_model.disclosure import round_count
+from shared_model.disclosure import check_tier, round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
 from shared_model.model import (
@@ -177,21 +178,33 @@ def private_rows(index: RecordIndex, study: Study, task: str) -> Rows:
 def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
     """Score the labelled ECGs of one split and hand over the counts that the site's tier lets out.
 
-    Guarantee: as `client.evaluation.release`; the tier is the site's own, and without one nothing leaves.
+    Guarantee: as `client.evaluation.release`; the tier is the site's own, and without one nothing leaves. Where the
+    study has `[privacy]`, as `private_round.answer_once` and `noised.release_noised`.
     """
-    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
-    device = prepare_device(settings, study)
-    model, _ = site_model(instruction, arrays, site_dir)
-    index = store.index
-    chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
-    batch = settings.physical_batch or PREDICT_BATCH
-    note_use(site_dir, store, instruction.run_id, study.name, instruction.task, instruction.split)
-    scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
+    study = instruction.study
+    if study.privacy is None:
+        allow(site_dir, study)
+        return evaluate_here(instruction, arrays, site_dir, secure_sum)
+    settings, epsilon = load_site(site_dir), study.privacy.release_epsilon
+    check_tier(settings.disclosure, 1, False, private=True)  # before anything is spent on counts that may not leave
+
+    def work(_policy: Policy) -> tuple[Reply, Arrays]:
+        scores = scored(instruction, arrays, site_dir)
+        return Reply(site=settings.name), release_noised(
+            scores, study, instruction.split, settings.disclosure, reserved_epsilon=epsilon
+        )
+
+    return answer_once(instruction, arrays, site_dir, work)
+
+
+def evaluate_here(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
+    """The counts of one split under the site's tier, which is not `noised`."""
+    settings, study = load_site(site_dir), instruction.study
     # The centre looks at validation every round: it gets the whole cohort's counts and nothing finer.
     judged = instruction.split == "test"
     replicates = study.evaluation.bootstrap_replicates if judged else 0
     partitions = study.evaluation.partitions if judged else ()
-    counts = count(scored_records(study, index, chosen, scores), partitions, replicates, study.seed)
+    counts = count(scored(instruction, arrays, site_dir), partitions, replicates, study.seed)
     return Reply(site=settings.name), release(
         counts,
         settings.disclosure,
@@ -200,6 +213,19 @@ def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_su
         threshold_edge=instruction.threshold_edge,
         groups=study.evaluation.groups if judged else (ALL,),
     )
+
+
+def scored(instruction: Instruction, arrays: Arrays, site_dir: Path) -> Scores:
+    """What the model says of the labelled ECGs of the instruction's split."""
+    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
+    device = prepare_device(settings, study)
+    model, _ = site_model(instruction, arrays, site_dir)
+    index = store.index
+    chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
+    batch = settings.physical_batch or PREDICT_BATCH
+    note_use(site_dir, store, instruction.run_id, study.name, instruction.task, instruction.split)
+    scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
+    return scored_records(study, index, chosen, scores)
 
 
 def scored_records(study: Study, index: RecordIndex, chosen: NDArray[np.bool_], scores: NDArray[np.float64]) -> Scores:

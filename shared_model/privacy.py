@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PrivateTask = Literal["pretrain", "finetune"]
+DEFAULT_ORDER = 8.0
 
 
 class Settings(BaseModel):
@@ -56,7 +56,7 @@ class PrivacySettings(Settings):
     epsilon: float = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     accounting: Literal["plan", "filter"] = "plan"
-    order: float = Field(default=8.0, gt=1)
+    order: float = Field(default=DEFAULT_ORDER, gt=1)
     bank_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     bank_weight: float = Field(default=1.0, ge=0)
     pretrain: PrivatePhase | None = None
@@ -65,7 +65,7 @@ class PrivacySettings(Settings):
 
     @model_validator(mode="after")
     def _order(self) -> "PrivacySettings":
-        if self.accounting == "plan" and "order" in self.model_fields_set:
+        if self.accounting == "plan" and self.order != DEFAULT_ORDER:
             raise ValueError('order is used with accounting = "filter" only; remove it')
         return self
 
