@@ -22,8 +22,9 @@ from client.private import by_patient, finetuning, pretraining, reconstructing, 
 from client.store import Store
 from client.training import LocalWork, Outcome, Progress
 from shared_model.accounting import Planned, plan_of
-from shared_model.encoder import Encoder
+from shared_model.encoder import PRESETS, Encoder, EncoderSettings
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.privacy import Trained
 from shared_model.reconstruction import Decoder, Reconstructor
 from shared_model.wire import Arrays, Instruction, Reply
 
@@ -107,6 +108,7 @@ def train_patients(
     assert study.privacy is not None
     private = study.privacy.phase(instruction.task)
     assert private is not None
+    freeze(model, study.encoder, private.trained)
     if instruction.task == "pretrain" and study.objective.method.private == "alone":
         parts = dict(model["pretext"].named_children())
         network = Reconstructor(cast(Encoder, model["encoder"]), cast(Decoder, parts["decoder"]))
@@ -119,3 +121,18 @@ def train_patients(
         mechanism = finetuning(study, nn.Sequential(model["encoder"], model["head"]), store)
     patients = by_patient(store.index.patient, work.rows)
     return train_private(mechanism, patients, policy.declared(instruction.task), private, work)
+
+
+def freeze(model: nn.ModuleDict, encoder: EncoderSettings, trained: Trained) -> None:
+    """Hold still the encoder's weights that the study does not train: a public choice, the same for everybody."""
+    per_stage = PRESETS[encoder.preset].blocks_per_stage
+    blocks = cast(Encoder, model["encoder"]).blocks
+    last = ["embedding.", *(f"blocks.{number}." for number in range(len(blocks) - per_stage, len(blocks)))]
+    for name, parameter in model["encoder"].named_parameters():
+        chosen = {
+            "all": True,
+            "last_stage": name.startswith(tuple(last)),
+            "norms_and_biases": parameter.ndim == 1,
+            "head": False,
+        }
+        parameter.requires_grad_(chosen[trained])
