@@ -336,8 +336,8 @@ def test_a_private_study_runs_on_ray(site_dirs: Sites, bank: Path, tmp_path: Pat
 
 @pytest.mark.long
 def test_killed_at_any_time_what_was_begun_is_spent(site_dirs: Sites, bank: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of private rounds; resumed, the study ends. What was begun is paid for, again where its answer
-    was lost: the ledger can hold more reservations than answers, never fewer."""
+    """SIGKILL in the middle of private rounds; resumed, the study ends. What was begun is paid for, again where its
+    answer was lost: the ledger can hold more reservations than answers, never fewer."""
     phase = PHASE | {"steps_per_round": 6, "noise_multiplier": 8.0, "spare_rounds": 12}
     study = private_study(bank, objective={"name": "ssl_dml_l2"}, privacy={"pretrain": phase, "finetune": phase})
     sites = [copy_site(site_dirs[name], tmp_path / name) for name in ("alpha", "beta")]
