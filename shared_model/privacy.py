@@ -65,7 +65,8 @@ class PrivacySettings(Settings):
 
     @model_validator(mode="after")
     def _order(self) -> "PrivacySettings":
-        if self.accounting == "plan" and "order" in self.model_fields_set:
+        # By its value, not by whether it was given: a study that travelled as JSON has every key given.
+        if self.accounting == "plan" and self.order != type(self).model_fields["order"].default:
             raise ValueError('order is used with accounting = "filter" only; remove it')
         return self
 
