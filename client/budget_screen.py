@@ -9,7 +9,7 @@ from client.plain_text import shown
 
 def budget_screen(budget: Budget) -> RenderableType:
     """Caps and shares, and under them the rounds of every admitted study."""
-    totals = Table(title="privacy budget: the most that all studies together cost one patient", title_justify="left")
+    totals = Table(title="one patient's privacy budget", title_justify="left")
     for heading in ("", "epsilon", "delta"):
         totals.add_column(heading, justify="left" if not heading else "right")
     totals.add_row("cap", f"{budget.epsilon:g}", f"{budget.delta:g}")

@@ -127,7 +127,7 @@ def verify_chain(known: Tip, entries: Sequence[Entry]) -> Tip:
     ---------
     Who holds `known` knows that the ledger still has every entry up to it, unaltered: another entry would have
     another hash. It is broken by a ledger that `known` never saw, and says nothing of what a hospital does beside its
-    ledger.
+    ledger. No entries prove nothing: an answer to a round is believed with the entry of its reservation, or not at all.
 
     Raises:
         HemoFedError: they do not follow on `known`, or on each other (exit code LEDGER_ROLLED_BACK).

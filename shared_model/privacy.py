@@ -70,6 +70,7 @@ class PrivacySettings(Settings):
 
     @model_validator(mode="after")
     def _order(self) -> "PrivacySettings":
+        # By its value, not by whether it was given: a study that travelled as JSON has every key given.
         if self.accounting == "plan" and self.order != DEFAULT_ORDER:
             raise ValueError('order is used with accounting = "filter" only; remove it')
         if self.pretrain is not None and self.pretrain.trained == "head":
