@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 from torch import nn
 
-from client.bank import load_bank, neighbours
+from client.bank import load_bank, neighbours, neighbours_by_label
 from client.ledger import Ledger, Reserved, open_ledger
 from client.policy import Policy, check_study, load_policy
 from client.private import by_patient, finetuning, pretraining, reconstructing, train_private
@@ -115,7 +115,10 @@ def train_patients(
         mechanism = reconstructing(study, network, store)
     elif instruction.task == "pretrain":
         bank = load_bank(store.site_dir, study.privacy.bank_sha256)
-        near = neighbours(store, study.objective, bank, progress)
+        if study.objective.method.labels:
+            near = neighbours_by_label(store, study.objective, bank, study.target.column)
+        else:
+            near = neighbours(store, study.objective, bank, progress)
         mechanism = pretraining(study, model["encoder"], store, bank, near)
     else:
         mechanism = finetuning(study, nn.Sequential(model["encoder"], model["head"]), store)

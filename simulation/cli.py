@@ -118,10 +118,13 @@ def make_a_bank(
     site: Annotated[
         Path | None, typer.Option(help="A site folder of public ECGs to take them from, in place of simulated ones.")
     ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Put their labels in, for supervised metric learning.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make the bank of public ECGs that private pretraining compares with."""
-    sha256 = write_bank(bank_of(site, ecgs, seed) if site else make_bank(ecgs, seed), out)
+    sha256 = write_bank(bank_of(site, ecgs, seed, labels) if site else make_bank(ecgs, seed, labels=labels), out)
     if as_json:
         print(json.dumps({"file": str(out), "sha256": sha256}))
         return

@@ -39,7 +39,7 @@ PHASE = {"sampling_rate": 0.5, "noise_multiplier": 2.0, "steps_per_round": 2, "u
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
-    path.write_bytes(make_bank(24, seed=5))
+    path.write_bytes(make_bank(24, seed=5, labels=True))
     return path
 
 
@@ -100,7 +100,7 @@ def same(one: Arrays, other: Arrays) -> bool:
 # ---- a whole study
 
 
-@pytest.mark.parametrize("objective", ["ssl_dml_l2", "masked_reconstruction", "supervised"])
+@pytest.mark.parametrize("objective", ["ssl_dml_l2", "masked_reconstruction", "supervised_dml_triplet", "supervised"])
 def test_a_private_study_runs_and_every_round_is_paid_for_before_it_is_answered(
     objective: str, site_dirs: Sites, bank: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,8 @@ def _supervised_dml(kind: str, relation: str, loss: str, departures: str, **defa
         SUPERVISED_DML_PUBLISHED,
         defaults=defaults,
         labels=True,
+        # The others look at a trained boundary, at angles or at who is in a class: not shown for a bank.
+        private="bank" if kind == "triplet" else "no",
     )
 
 
