@@ -35,10 +35,12 @@ from shared_model.study import Study
 Unit = tuple[Tensor, ...]
 Network = Callable[[Tensor], Any]
 UnitLoss = Callable[[Network, Unit], Tensor]
+Gradients = Callable[[nn.Module, Sequence[nn.Parameter], UnitLoss, Iterable[Unit]], Iterable[Sequence[Tensor]]]
 DrawUnit = Callable[[Rows, torch.Generator], Unit]
 
 BANK_AT_ONCE = 256
-PATIENTS_AT_ONCE = 8  # by vmap: memory grows with it, and little is gained beyond
+PATIENTS_AT_ONCE = 32  # by vmap: memory grows with it, and little is gained beyond
+LOOP_FROM_PARAMETERS = 1_000_000  # on a CPU; below, calling the network once a patient costs more than its arithmetic
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def clipped_sum(
 def gradients_by_loop(
     network: nn.Module, parameters: Sequence[nn.Parameter], unit_loss: UnitLoss, units: Iterable[Unit]
 ) -> Iterator[Sequence[Tensor]]:
-    """One backward pass a patient: on a CPU the cheapest, and no more memory than one patient takes."""
+    """One backward pass a patient: of a large network on a CPU the cheapest, and no more memory than one patient
+    takes."""
     for unit in units:
         loss = unit_loss(network, unit)
         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -111,7 +114,7 @@ def gradients_by_loop(
 def gradients_by_vmap(
     network: nn.Module, parameters: Sequence[nn.Parameter], unit_loss: UnitLoss, units: Iterable[Unit]
 ) -> Iterator[Sequence[Tensor]]:
-    """Several patients in one pass (`torch.func.vmap` over `grad`): on a GPU the cheapest."""
+    """Several patients in one pass (`torch.func.vmap` over `grad`): on a GPU and of a small network the cheapest."""
     identity = {id(parameter): name for name, parameter in network.named_parameters()}
     names = [identity[id(parameter)] for parameter in parameters]
     trained = {name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}
@@ -127,6 +130,12 @@ def gradients_by_vmap(
         found = torch.func.vmap(torch.func.grad(loss_of), in_dims=over)(trained, *stacked)
         for row in range(len(chunk)):
             yield [found[name][row] for name in names]
+
+
+def cheapest(parameters: Sequence[nn.Parameter], device: torch.device) -> Gradients:
+    """The way of taking gradients that measured cheapest (benchmarks/private_step.py); they agree."""
+    small = sum(parameter.numel() for parameter in parameters) < LOOP_FROM_PARAMETERS
+    return gradients_by_vmap if device.type == "cuda" or small else gradients_by_loop
 
 
 def add_noise(total: Sequence[Tensor], scale: float, generator: torch.Generator) -> list[Tensor]:
@@ -170,7 +179,7 @@ def train_private(
     restore_optimizer(optimizer, work.optimizer_state)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
-    gradients = gradients_by_vmap if device.type == "cuda" else gradients_by_loop
+    gradients = cheapest(parameters, device)
     generator, energy = fresh_generator(device), 0.0
     for number in range(1, private.steps_per_round + 1):
         units = mechanism.prepare(drawn_units(mechanism, patients, private.sampling_rate, device))

@@ -1,7 +1,7 @@
 """Private steps: one patient moves the sum by no more than C, the noise is what it should be, and guards that bite."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from client import private
 from client.bank import Bank, Neighbours
 from client.private import (
+    Gradients,
     Mechanism,
     Network,
     Unit,
-    UnitLoss,
+    cheapest,
     clipped_sum,
     coins,
     gradients_by_loop,
@@ -111,9 +112,6 @@ def mechanism_of(kind: str, encoder: EncoderSettings = SMALL, units: int = 1) ->
     return private.pretraining(study_of(units=units), network_of(encoder, False), store, *bank_of()), patients
 
 
-Gradients = Callable[[nn.Module, Sequence[nn.Parameter], UnitLoss, Iterable[Unit]], Iterable[Sequence[Tensor]]]
-
-
 def sum_of(mechanism: Mechanism, patients: Sequence[Rows], gradients: Gradients = gradients_by_loop) -> Sum:
     """f(S): the clipped sum over patients S, whose coins are the same whoever else is there."""
     parameters = list(mechanism.network.parameters())
@@ -160,7 +158,8 @@ def shaker(network: nn.Module) -> Callable[[], None]:
 def test_one_patient_moves_the_sum_by_at_most_c(kind: str) -> None:
     """Random, flat, loud, duplicate and hub patients, 200 pairs for each of the three losses."""
     mechanism, patients = mechanism_of(kind)
-    worst = largest_change(sum_of(mechanism, patients), len(patients), 200, shaker(mechanism.network))
+    way = cheapest(list(mechanism.network.parameters()), torch.device("cpu"))
+    worst = largest_change(sum_of(mechanism, patients, way), len(patients), 200, shaker(mechanism.network))
     assert 0.99 < worst <= SLACK  # and the bound is met, so that the clip is not idle
 
 
@@ -168,6 +167,7 @@ def test_one_patient_moves_the_sum_by_at_most_c(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_patient_moves_the_sum_by_at_most_c_in_the_papers_encoder(kind: str) -> None:
     mechanism, patients = mechanism_of(kind, PAPER, units=2)
+    assert cheapest(list(mechanism.network.parameters()), torch.device("cpu")) is gradients_by_loop
     assert 0.99 < largest_change(sum_of(mechanism, patients), len(patients), 24) <= SLACK
 
 
@@ -317,6 +317,13 @@ def test_coins_are_a_patients_own() -> None:
 def work_of(learning_rate: float = 1e-3, **changes: object) -> LocalWork:
     phase = Phase(rounds=1, weight_decay=0.0)
     return LocalWork(phase, np.arange(1), learning_rate, seed=0, **changes)  # type: ignore[arg-type]
+
+
+def test_small_networks_and_gpus_take_many_patients_at_once() -> None:
+    small, large = [nn.Parameter(torch.zeros(10))], [nn.Parameter(torch.zeros(2_000_000))]
+    assert cheapest(small, torch.device("cpu")) is gradients_by_vmap
+    assert cheapest(large, torch.device("cpu")) is gradients_by_loop
+    assert cheapest(large, torch.device("cuda")) is gradients_by_vmap
 
 
 class Recorder(nn.Module):
