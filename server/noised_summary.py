@@ -29,7 +29,7 @@ from shared_model.score_grid import edge_probability
 from shared_model.study import Study
 from shared_model.subgroups import ALL, partition_of
 
-AUROC = f"{NOISED_BINS} noisy bins, binormal correction for binning; delta method, the noise included"
+AUROC = f"{NOISED_BINS} noisy bins, binormal correction for binning; delta method and Wilson, the noise included"
 RATE = "Wilson, the noise included"
 FINER = "not made from noisy counts: the tier 'noised' has a few wide score bins only"
 NO_PRESSURE = "not released under the tier 'noised': errors in mmHg would need tables of their own"

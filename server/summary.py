@@ -128,7 +128,10 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
     """Slope and intercept of all patients; the reliability plot from cells that hold enough of them."""
     figures = reliability.calibration(everyone)
     bins: tuple[CalibrationBin, ...] = ()
+    error = None
     if not isinstance(curve, Suppressed):
+        shown = reliability.calibration(curve)
+        error = rounded(shown.expected_error)
         bins = tuple(
             CalibrationBin(
                 mean_predicted=round(cell.mean_predicted, 3),
@@ -137,7 +140,7 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
                 high=round(cell.high, 3),
                 patients=round_count(cell.count),
             )
-            for cell in reliability.calibration(curve).cells
+            for cell in shown.cells
         )
     values = [rounded(each) for each in (figures.intercept.value, figures.slope.value, figures.expected_over_observed)]
     why = figures.intercept.reason or figures.slope.reason or figures.reason or "not computed"
@@ -145,6 +148,7 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
         intercept=values[0],
         slope=values[1],
         expected_over_observed=values[2],
+        expected_error=error,
         bins=bins,
         reason=why if None in values else None,
     )

@@ -43,6 +43,11 @@ def check_tier(tier: str | None, minimum_cell: int | None, secure_sum_available:
     """
     if tier not in TIERS:
         raise _refused(f"the disclosure tier is {tier!r}; set it in the site's policy to one of {', '.join(TIERS)}")
+    if tier != "noised" and private:
+        raise _refused(
+            f"the study is private and the site's tier is {tier!r}: exact counts would break its claim; "
+            "set it to 'noised'"
+        )
     if minimum_cell is None or minimum_cell < 1:
         raise _refused(
             f"minimum_cell is {minimum_cell!r}; set it in the site's policy ({DEFAULT_MINIMUM_CELL} is usual)"
@@ -53,11 +58,6 @@ def check_tier(tier: str | None, minimum_cell: int | None, secure_sum_available:
         raise _refused(
             "tier 'noised' debits a privacy ledger, and a study without [privacy] has nothing to debit; "
             "add the table, or use 'clear' or 'masked'"
-        )
-    if tier != "noised" and private:
-        raise _refused(
-            f"the study is private and the site's tier is {tier!r}: exact counts would break its claim; "
-            "set it to 'noised'"
         )
     return tier
 

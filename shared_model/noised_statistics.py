@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from shared_model.intervals import Z95, Estimate, absent, logit_interval
+from shared_model.intervals import Z95, Estimate, absent, newcombe_limits
 from shared_model.noised import NOISED_BINS, NOISED_EDGES, smallest_total
 from shared_model.score_grid import edge_probability
 from shared_model.statistics import Threshold
@@ -19,7 +19,7 @@ from shared_model.statistics import Threshold
 Floats = NDArray[np.float64]
 Table = NDArray[np.int64] | Floats
 STEP = 0.5  # of a cell's SD: how far it is moved either way to see what a figure does
-FURTHEST = 0.999  # an AUROC is kept this far from 0 and 1, where its logit has no use
+FURTHEST, NEARLY_PERFECT = 0.999, 0.99  # an AUROC is kept within the first; beyond the second bins say little
 SMALLEST_RANGE = 0.3  # a perfect and a reversed score must differ by this much in the bins, or noise decides
 
 # Binormal scores: N(-d/2, 1) without and N(d/2, 1) with the condition, for every separation d, and the distribution of
@@ -73,24 +73,34 @@ def binned_binormal_areas(tables: Floats) -> Floats:
     return areas
 
 
-def standard_error(figure: Callable[[Floats], Floats], table: Table, variance: float) -> float:
-    """Standard error of a figure from one table, by the delta method.
+def variances(figure: Callable[[Floats], Floats], table: Floats, variance: float) -> tuple[float, float]:
+    """(variance by sampling, variance by noise) of a figure from one table, by the delta method.
 
     Every cell varies by sampling, as a Poisson count, and by noise. (That the total is given does not matter to a
     figure that only looks at shares.) `figure` takes `(n, 2, NOISED_BINS)` to `(n,)`.
     """
-    spread = np.sqrt(np.maximum(table, 0) + variance)
-    steps = STEP * np.diag(spread.ravel()).reshape(-1, *table.shape)
+    sampling = np.maximum(table, 0)
+    steps = STEP * np.diag(np.sqrt(sampling + variance).ravel()).reshape(-1, *table.shape)
     moved = figure(np.concatenate([table + steps, table - steps]))
-    change = (moved[: len(steps)] - moved[len(steps) :]) / (2 * STEP)
-    return float(np.sqrt((change**2).sum()))
+    change = ((moved[: len(steps)] - moved[len(steps) :]) / (2 * STEP)) ** 2
+    share = (sampling / (sampling + variance)).ravel()
+    return float(change @ share), float(change @ (1 - share))
+
+
+def wilson_with_noise(share: float, size: float, noise: float) -> tuple[float, float]:
+    """The shares p with |share - p| <= z sqrt(p (1 - p) / size + noise): Wilson's interval, where `noise` is 0."""
+    square = Z95**2 / size
+    centre = share + square / 2
+    reach = np.sqrt(square**2 / 4 + square * share * (1 - share) + (1 + square) * Z95**2 * noise)
+    return max(0.0, float((centre - reach) / (1 + square))), min(1.0, float((centre + reach) / (1 + square)))
 
 
 def auroc(table: Table, variance: float, minimum_cell: int) -> Estimate:
-    """AUROC with an interval on the logit scale, as `statistics.auroc` has it, the noise included.
+    """AUROC of the scores behind the noisy bins.
 
-    No value where a class has fewer patients, by noisy count, than `smallest_total`. `bound` is None: how far binning
-    may have moved the value is not known for certain where the counts are not.
+    The interval is Wilson's with the noise added, for as many patients as give a share the AUROC's variance by
+    sampling. No value where a class has fewer patients, by noisy count, than `smallest_total`. `bound` is None: how
+    far binning may have moved the value is not known for certain where the counts are not.
     """
     if reason := too_small(table, variance, minimum_cell):
         return absent(reason)
@@ -98,9 +108,15 @@ def auroc(table: Table, variance: float, minimum_cell: int) -> Estimate:
     if np.ptp(binned_binormal_areas(counts[None])) < SMALLEST_RANGE:
         return absent("nearly all scores lie in one bin of the noisy grid")
     value = float(corrected_area(counts[None])[0])
-    error = standard_error(corrected_area, counts, variance)
-    low, high = logit_interval(value, value, value, error)
-    return Estimate(value, low, high, None, error)
+    sampling, noise = variances(corrected_area, counts, variance)
+    most = np.inf
+    if not 1 - NEARLY_PERFECT < value < NEARLY_PERFECT:  # there the correction is flat and would hide the noise
+        sampling, noise = variances(trapezoid_area, counts, variance)
+        perfect = newcombe_limits(1.0, *(round(total) for total in counts.sum(axis=1)))[0]
+        most = Z95**2 * perfect / (1 - perfect)  # no surer than perfect separation of as many patients
+    size = min(most, value * (1 - value) / max(sampling, 1e-12))
+    low, high = wilson_with_noise(value, size, noise)
+    return Estimate(value, low, high, None, float(np.sqrt(sampling + noise)))
 
 
 def too_small(table: Table, variance: float, minimum_cell: int) -> str | None:
@@ -114,18 +130,14 @@ def too_small(table: Table, variance: float, minimum_cell: int) -> str | None:
 def rate(table: Table, part: NDArray[np.bool_], whole: NDArray[np.bool_], variance: float, least: int) -> Estimate:
     """Share of the patients in the cells `whole` who are in the cells `part` (masks like the table).
 
-    Wilson's interval with the noise added: the shares p with |found - p| <= z sqrt(p (1 - p) / n + v), where v is the
-    variance that the noise of the cells gives the share.
+    Wilson's interval with the variance added that the noise of the cells gives the share.
     """
     size, cells, inside = float(table[whole].sum()), int(whole.sum()), int(part.sum())
     if size < (limit := smallest_total(variance, least, cells)):
         return absent(f"fewer than {limit:.0f} patients by noisy count, too few beside the noise")
     share = min(1.0, max(0.0, float(table[part].sum()) / size))
     noise = variance * (inside * (1 - share) ** 2 + (cells - inside) * share**2) / size**2
-    square = Z95**2 / size
-    centre, width = share + square / 2, square**2 / 4 + square * share * (1 - share) + (1 + square) * Z95**2 * noise
-    low, high = (centre - width**0.5) / (1 + square), (centre + width**0.5) / (1 + square)
-    return Estimate(share, max(0.0, low), min(1.0, high))
+    return Estimate(share, *wilson_with_noise(share, size, noise))
 
 
 def operating_rates(table: Table, edge: int, variance: float, least: int) -> tuple[Estimate, ...]:

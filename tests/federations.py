@@ -46,6 +46,19 @@ def tiny_study(**tables: Any) -> Study:
     return study_from_table(table, "test")
 
 
+def private_study(**tables: Any) -> Study:
+    """A tiny study of fine-tuning alone, under `[privacy]`."""
+    finetune = {"sampling_rate": 0.5, "noise_multiplier": 1.0, "steps_per_round": 2}
+    private: dict[str, Any] = {
+        "pretrain": {"rounds": 0},
+        "evaluation": {"every_round": False},
+        "privacy": {"epsilon": 50.0, "release_epsilon": 1.0, "finetune": finetune},
+    }
+    for key, value in tables.items():
+        private[key] = {**private.get(key, {}), **value} if isinstance(value, dict) else value
+    return tiny_study(**private)
+
+
 def identify_process() -> None:
     """Flower stamps each message with its process's identity, which a launcher would have set."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
