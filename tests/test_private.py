@@ -28,7 +28,7 @@ from client.private import (
 )
 from client.store import Store
 from client.training import LocalWork
-from shared_model.encoder import Encoder, EncoderSettings, build_encoder
+from shared_model.encoder import Encoder, EncoderSettings, build_encoder, weights_from
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.heads import build_head
 from shared_model.objectives.draws import Rows
@@ -107,7 +107,9 @@ def mechanism_of(kind: str, encoder: EncoderSettings = SMALL, units: int = 1) ->
     if kind == "finetune":
         return private.finetuning(study_of(units=units), network_of(encoder, True), store), patients
     if kind == "reconstruct":
-        network = Reconstructor(cast(Encoder, network_of(encoder, False)), Decoder(encoder))
+        with weights_from(1):
+            decoder = Decoder(encoder)
+        network = Reconstructor(cast(Encoder, network_of(encoder, False)), decoder)
         return private.reconstructing(study_of("masked_reconstruction", units=units), network, store), patients
     return private.pretraining(study_of(units=units), network_of(encoder, False), store, *bank_of()), patients
 
