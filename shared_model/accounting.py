@@ -153,7 +153,7 @@ def calibrate(plan: Sequence[Planned], epsilon: float, delta: float) -> tuple[Pl
     least, most = math.log(SMALLEST_SIGMA / min(sigmas)), math.log(LARGEST_SIGMA / max(sigmas))
     low = high = min(max(0.0, least), most)
     while excess(high) > 0 and high < most:
-        low, high = high, min(high + BRACKET, most)
+        low, high = high, min(high + 1, most)
     while excess(low) <= 0 and low > least:
         low, high = max(low - BRACKET, least), low
     if excess(high) > 0:
@@ -182,14 +182,13 @@ def _scaled(plan: Sequence[Planned], factor: float, rounded_up: bool = False) ->
 def rounds_that_fit(plan: Sequence[Planned], task: str, epsilon: float, delta: float) -> int:
     """The most rounds of a task, at most 10000, with which the plan costs at most `epsilon`, its other lines being as
     they are. It may be fewer than the plan has; 0 where the other lines alone cost more."""
-    each = next(line.each for line in plan if line.task == task)
+    once = loss_of(next(line.each for line in plan if line.task == task))
     others = [loss_of(spend) for spend in spends_of([line for line in plan if line.task != task])]
 
+    rest = [reduce(lambda one, other: one.compose(other), others)] if others else []
+
     def fits(rounds: int) -> bool:
-        own = [loss_of(each.model_copy(update={"count": rounds * each.count}))] if rounds else []
-        if not own and not others:
-            return True
-        total = reduce(lambda one, other: one.compose(other), [*own, *others])
+        total = reduce(lambda one, other: one.compose(other), rest, once.self_compose(rounds))
         return float(total.get_epsilon_for_delta(delta)) <= epsilon
 
     fitting, beyond = 0, 1

@@ -261,7 +261,7 @@ def test_rounds_end_with_the_plan_over_runs_and_restarts_and_crashes(tmp_path: P
 
 @pytest.mark.parametrize(
     "changes",
-    [{"noise_multiplier": 1.4}, {"sampling_rate": 0.06}, {"count": 11}, {"count": 1}, {"noise_multiplier": 30.0}],
+    [{"noise_multiplier": 5.9}, {"sampling_rate": 0.21}, {"count": 21}, {"count": 1}, {"noise_multiplier": 30.0}],
 )
 def test_a_round_is_as_planned_or_not_at_all(site: Path, changes: dict[str, Any]) -> None:
     with open_ledger(site, policy_of()) as ledger:
@@ -362,7 +362,7 @@ def test_a_filter_lets_parameters_change_within_its_limit(tmp_path: Path) -> Non
         ledger.admit(study)
         base = spend_of(study, "pretrain")
         for number in range(1, 1000):
-            spend = base.model_copy(update={"noise_multiplier": 3.0 + number % 3 / 2, "count": 5 + number % 7})
+            spend = base.model_copy(update={"noise_multiplier": 6.0 + number % 3, "count": 15 + number % 7})
             if renyi_at([*spent, spend], 12.0) > limit:
                 break
             assert isinstance(ledger.reserve(study, RUN, "pretrain", number, ASKED, spend), Reserved)
@@ -449,7 +449,7 @@ EDITS = {
     "rows change places": "UPDATE entries SET sequence = CASE sequence WHEN 3 THEN 30 ELSE sequence END",
     "a head is another": "UPDATE entries SET head = replace(head, substr(head, 1, 1), '0') || '' WHERE sequence = 5 "
     "AND substr(head, 1, 1) != '0' OR sequence = 4",
-    "less noise was spent": "UPDATE entries SET entry = replace(entry, '\"count\":10', '\"count\":1')",
+    "less noise was spent": "UPDATE entries SET entry = replace(entry, '\"count\":20', '\"count\":2')",
     "the cap is higher": "UPDATE entries SET entry = replace(entry, '\"epsilon\":8.0', '\"epsilon\":80.0')",
     "a blank": "UPDATE entries SET entry = entry || ' ' WHERE sequence = 3",
     "bytes in place of text": "UPDATE entries SET entry = CAST(entry AS BLOB) WHERE sequence = 2",

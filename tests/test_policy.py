@@ -1,5 +1,6 @@
 """policy.toml: nothing is assumed, and whatever a study asks beyond it is refused before any record is read."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from client.policy import POLICY_FILE, Policy, breaches, check_study, load_polic
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Study, study_from_table
 from tests.private_studies import POLICY, policy_of, private_study, private_table, site_with
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def refusal(site_dir: Path) -> str:
@@ -121,3 +124,13 @@ def test_all_breaches_are_named_together() -> None:
     policy = policy_of(tasks=[], objectives=[], partitions=[], epsilon=0.1, delta=1e-9)
     assert len(breaches(policy, private_study())) == 8
     assert set(POLICY) == set(Policy.model_fields)
+
+
+def test_the_policy_in_the_docs_is_whole_and_its_keys_are_explained(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "privacy-ledger.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / POLICY_FILE).write_text(example)
+    assert load_policy(tmp_path).epsilon == 8.0
+    section = text[text.index("## The policy") : text.index("## The budget")]
+    explained = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.+?) \|", section, re.MULTILINE)))
+    assert explained == list(Policy.model_fields)
