@@ -38,8 +38,8 @@ UnitLoss = Callable[[Network, Unit], Tensor]
 Gradients = Callable[[nn.Module, Sequence[nn.Parameter], UnitLoss, Iterable[Unit]], Iterable[Sequence[Tensor]]]
 DrawUnit = Callable[[Rows, torch.Generator], Unit]
 
-BANK_AT_ONCE = 256
-PATIENTS_AT_ONCE = 32  # by vmap: memory grows with it, and little is gained beyond
+ECGS_AT_ONCE = 64
+PATIENTS_AT_ONCE = 16  # by vmap: memory grows with it, and little is gained beyond
 LOOP_FROM_PARAMETERS = 1_000_000  # on a CPU; below, calling the network once a patient costs more than its arithmetic
 
 
@@ -125,7 +125,10 @@ def gradients_by_vmap(
     waiting = list(units)
     for start in range(0, len(waiting), PATIENTS_AT_ONCE):
         chunk = waiting[start : start + PATIENTS_AT_ONCE]
-        stacked = [torch.stack(parts) for parts in zip(*chunk, strict=True)]
+        # Filled up to one size: kernels round differently for another number, and one patient would move the others'
+        # last digits, which cut edges of ReLU blow up to 1e-4 of C.
+        filled = chunk + chunk[-1:] * (PATIENTS_AT_ONCE - len(chunk))
+        stacked = [torch.stack(parts) for parts in zip(*filled, strict=True)]
         over = (None, *(0 for _ in stacked))
         found = torch.func.vmap(torch.func.grad(loss_of), in_dims=over)(trained, *stacked)
         for row in range(len(chunk)):
@@ -314,9 +317,18 @@ def far_of(objective: ObjectiveSettings, near: Neighbours, anchors: Rows, size: 
 
 def embed_bank(network: nn.Module, bank: Bank, numbers: Tensor, device: torch.device) -> Tensor:
     """Embeddings of these bank ECGs, without gradient: (k,) -> (k, dim)."""
-    signals = torch.from_numpy(to_millivolt(bank.signals[numbers.cpu().numpy()])[0])
+    return embed_alike(network, torch.from_numpy(to_millivolt(bank.signals[numbers.cpu().numpy()])[0]), device)
+
+
+def embed_alike(network: nn.Module, signals: Tensor, device: torch.device) -> Tensor:
+    """Embeddings without gradient, each the same to the last bit whatever else is embedded with it: always so many at
+    once, as in `gradients_by_vmap`. (n, 12, time) -> (n, dim)."""
+    found = []
     with torch.no_grad():
-        return torch.cat([network(part.to(device)).float() for part in torch.split(signals, BANK_AT_ONCE)])
+        for part in torch.split(signals, ECGS_AT_ONCE):
+            filled = torch.cat([part, part[-1:].expand(ECGS_AT_ONCE - len(part), -1, -1)])
+            found.append(network(filled.to(device)).float()[: len(part)])
+    return torch.cat(found)
 
 
 def embedding_distance(objective: ObjectiveSettings, one: Tensor, other: Tensor) -> Tensor:
@@ -326,12 +338,17 @@ def embedding_distance(objective: ObjectiveSettings, one: Tensor, other: Tensor)
     return (one - other).square().sum(1)
 
 
-def finetuning(study: Study, network: nn.Module, store: Store) -> Mechanism:
-    """The study's target: a unit is (m ECGs (m, 12, time), their values (m,)), drawn from the patient's labelled
-    ones."""
+def finetuning(study: Study, network: nn.Sequential, store: Store) -> Mechanism:
+    """The study's target: a unit is (m ECGs (m, 12, time), their values (m,)), drawn from the patient's labelled ones.
+
+    Args:
+        network: encoder, then head. Where nothing of the encoder is trained, a step's ECGs are embedded together, and
+            the head alone is gone through patient by patient.
+    """
     private = study.privacy
     assert private is not None
     assert private.finetune is not None
+    encoder, head = network
     device, m = next(network.parameters()).device, private.finetune.units
     values = store.index.labels[study.target.column]
 
@@ -340,8 +357,17 @@ def finetuning(study: Study, network: nn.Module, store: Store) -> Mechanism:
         signals, _ = read_signals(store, chosen, device)
         return augment(signals, own) if study.finetune.augment else signals, torch.from_numpy(values[chosen]).to(device)
 
-    def unit_loss(score: Network, unit: Unit) -> Tensor:
-        signals, wanted = unit
-        return target_loss(study.target, score(signals), wanted)
+    def embed(units: list[Unit]) -> list[Unit]:
+        if not units:
+            return []
+        together = torch.cat([signals for signals, _ in units])
+        embedded = torch.split(embed_alike(encoder.eval(), together, device), m)
+        return [(embedding, wanted) for embedding, (_, wanted) in zip(embedded, units, strict=True)]
 
-    return Mechanism(network, unit_loss, draw_unit)
+    def unit_loss(score: Network, unit: Unit) -> Tensor:
+        inputs, wanted = unit
+        return target_loss(study.target, score(inputs), wanted)
+
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        return Mechanism(network, unit_loss, draw_unit)
+    return Mechanism(head, unit_loss, draw_unit, embed)

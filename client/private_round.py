@@ -26,11 +26,10 @@ from shared_model.encoder import PRESETS, Encoder, EncoderSettings
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.privacy import Trained
 from shared_model.reconstruction import Decoder, Reconstructor
-from shared_model.wire import Arrays, Instruction, Reply
+from shared_model.wire import Arrays, Instruction, Reply, ledger_round
 
 Work = Callable[[Policy], tuple[Reply, Arrays]]
 REPLY = "reply"
-EVALUATIONS = {"validation": 1, "test": 2}
 
 
 def answer_once(instruction: Instruction, arrays: Arrays, site_dir: Path, work: Work) -> tuple[Reply, Arrays]:
@@ -50,10 +49,9 @@ def answer_once(instruction: Instruction, arrays: Arrays, site_dir: Path, work: 
     with open_ledger(site_dir, policy, create=True) as ledger:
         ledger.check_seen(instruction.ledger_tip)
         ledger.admit(study)
-        number = EVALUATIONS[instruction.split] if instruction.task == "evaluate" else instruction.round_number
         line = planned(instruction)
         reserved = ledger.reserve(
-            study, instruction.run_id, line.task, number, digest_of(instruction, arrays), line.each
+            study, instruction.run_id, line.task, ledger_round(instruction), digest_of(instruction, arrays), line.each
         )
         if isinstance(reserved, Reserved):
             reply, answer = work(policy)

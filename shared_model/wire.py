@@ -17,7 +17,9 @@ from shared_model.ledger_chain import Entry, Tip
 from shared_model.study import Study
 
 SCHEMA_VERSION = 1
-MAXIMUM_TEXT = 200_000
+MAXIMUM_TEXT = 10_000_000  # a private site's ledger has about 1,000 characters a round
+
+EVALUATIONS = {"validation": 1, "test": 2}
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Task = Literal["describe", "distance", "pretrain", "finetune", "evaluate"]
@@ -49,6 +51,12 @@ class Instruction(Body):
     def for_site(self, site: str) -> "Instruction":
         """The instruction as one site gets it: of all ledgers it sees its own."""
         return self.model_copy(update={"ledger_tip": self.ledger_tips.get(site, Tip()), "ledger_tips": {}})
+
+
+def ledger_round(instruction: Instruction) -> int:
+    """The round's number in a privacy ledger: the release of validation counts is the first evaluation, of test the
+    second."""
+    return EVALUATIONS[instruction.split] if instruction.task == "evaluate" else instruction.round_number
 
 
 class SiteDescription(Body):

@@ -105,7 +105,8 @@ def network_of(encoder: EncoderSettings, with_head: bool, seed: int = 1) -> nn.M
 def mechanism_of(kind: str, encoder: EncoderSettings = SMALL, units: int = 1) -> tuple[Mechanism, list[Rows]]:
     store, patients = patients_of_all_kinds()
     if kind == "finetune":
-        return private.finetuning(study_of(units=units), network_of(encoder, True), store), patients
+        network = cast(nn.Sequential, network_of(encoder, True))
+        return private.finetuning(study_of(units=units), network, store), patients
     if kind == "reconstruct":
         with weights_from(1):
             decoder = Decoder(encoder)
@@ -246,6 +247,21 @@ def test_the_sum_is_the_same_in_any_order_and_by_any_way_of_taking_gradients(kin
     assert distance(vmap(everyone), expected) < 1e-3 * norm
     alone = [loop([p]) for p in everyone]
     assert distance([sum(parts) for parts in zip(*alone, strict=True)], expected) < 1e-5 * norm  # type: ignore[misc]
+
+
+def test_a_patients_gradient_is_the_same_to_the_last_bit_in_any_company() -> None:
+    """Kernels round differently for another number of ECGs, and an edge of a ReLU can make 1e-4 of C of it."""
+    mechanism, patients = mechanism_of("pretrain", units=2)
+    parameters = list(mechanism.network.parameters())
+
+    def gradients(chosen: list[int]) -> list[Sequence[Tensor]]:
+        units = [mechanism.draw_unit(patients[p], coins(SECRET, p, torch.device("cpu"))) for p in chosen]
+        return list(gradients_by_vmap(mechanism.network, parameters, mechanism.unit_loss, mechanism.prepare(units)))
+
+    together = gradients(list(range(12)))
+    for patient in (0, 5, 11):
+        (alone,) = gradients([patient])
+        assert all(torch.equal(one, other) for one, other in zip(alone, together[patient], strict=True))
 
 
 def test_per_patient_gradients_are_opacus_ones() -> None:
@@ -452,12 +468,29 @@ def test_the_pretraining_loss_is_the_formula() -> None:
         assert float(mechanism.unit_loss(mechanism.network, unit)) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
+def test_a_frozen_encoder_is_gone_through_once_and_gives_the_same_gradients_of_the_head() -> None:
+    store, patients = patients_of_all_kinds()
+    network = cast(nn.Sequential, network_of(SMALL, True))
+    whole = private.finetuning(study_of(units=2), network, store)
+    network[0].requires_grad_(False)
+    short = private.finetuning(study_of(units=2), network, store)
+    assert short.network is network[1]
+    parameters = list(network[1].parameters())
+    sums = []
+    for mechanism in (whole, short):
+        units = [mechanism.draw_unit(patients[p], coins(SECRET, p, torch.device("cpu"))) for p in range(8)]
+        found = gradients_by_loop(mechanism.network, parameters, mechanism.unit_loss, mechanism.prepare(units))
+        sums.append(clipped_sum(parameters, found, CLIP))
+    assert distance(*sums) < 1e-4 * CLIP
+    assert short.prepare([]) == []
+
+
 def test_a_units_ecgs_are_the_patients_own() -> None:
     store, patients = patients_of_all_kinds()
     study = study_of(units=40).model_copy(
         update={"finetune": study_of().finetune.model_copy(update={"augment": False})}
     )
-    mechanism = private.finetuning(study, network_of(SMALL, True), store)
+    mechanism = private.finetuning(study, cast(nn.Sequential, network_of(SMALL, True)), store)
     signals, values = mechanism.draw_unit(patients[4], coins(SECRET, 4, torch.device("cpu")))
     wanted = {round(float(store.index.labels["mpcwp_mmhg"][row]), 4) for row in patients[4]}
     assert {round(float(value), 4) for value in values} == wanted
