@@ -98,9 +98,14 @@ def unpacked(path: Path) -> tuple[Reply, Arrays]:
 
 
 def train_patients(
-    instruction: Instruction, model: nn.ModuleDict, store: Store, policy: Policy, work: LocalWork,
+    instruction: Instruction,
+    model: nn.ModuleDict,
+    store: Store,
+    site_dir: Path,
+    policy: Policy,
+    work: LocalWork,
     progress: Progress,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """The private steps of a training round, on the network that the task trains."""
     study = instruction.study
     assert study.privacy is not None
@@ -112,7 +117,7 @@ def train_patients(
         network = Reconstructor(cast(Encoder, model["encoder"]), cast(Decoder, parts["decoder"]))
         mechanism = reconstructing(study, network, store)
     elif instruction.task == "pretrain":
-        bank = load_bank(store.site_dir, study.privacy.bank_sha256)
+        bank = load_bank(site_dir, study.privacy.bank_sha256)
         if study.objective.method.labels:
             near = neighbours_by_label(store, study.objective, bank, study.target.column)
         else:

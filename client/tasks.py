@@ -150,7 +150,7 @@ def train_here(instruction: Instruction, arrays: Arrays, site_dir: Path, policy:
     model.to(device)
     if policy is not None:
         describing = progress_file(site_dir, "comparing ECGs with the bank")
-        outcome = train_patients(instruction, model, store, policy, work, describing)
+        outcome = train_patients(instruction, model, store, site_dir, policy, work, describing)
     elif task == "distance":
         outcome = train_distance(study, model, store, work, device)
     elif task == "pretrain":

@@ -21,8 +21,12 @@ from simulation.comparison import compare as comparison_of
 from simulation.comparison_output import JSON_FILE, MARKDOWN_FILE
 from simulation.comparison_output import print_table as print_comparison
 from simulation.experiment import Experiment, run_experiment
-from simulation.plan import load_comparison, load_plan
+from simulation.plan import load_comparison, load_plan, load_tradeoff
 from simulation.table import print_table
+from simulation.tradeoff import AskedTradeoff
+from simulation.tradeoff import tradeoff as tradeoff_of
+from simulation.tradeoff_output import JSON_FILE as TRADEOFF_JSON
+from simulation.tradeoff_output import MARKDOWN_FILE as TRADEOFF_MARKDOWN
 
 NAME = "hemofed-sim"
 CORES = len(os.sched_getaffinity(0))
@@ -108,6 +112,26 @@ def compare(
     else:
         print_comparison(table, Console())
         Console(soft_wrap=True).print(f"tables: {out / MARKDOWN_FILE}   figures: {out / JSON_FILE}", highlight=False)
+
+
+@app.command()
+def tradeoff(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study with [privacy] and [tradeoff].")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for tradeoff.md, .json, .svg and all cells.")],
+    workers: Annotated[int, typer.Option(min=1, help="Cells at the same time.")] = CORES,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the trade-off that OUT holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tradeoff.json instead of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """What privacy costs in accuracy, on simulated hospitals: epsilon by start and by what is trained."""
+    study, plan, settings = load_tradeoff(study_file)
+    if (out / "identity.json").exists() and not resume:
+        raise HemoFedError(
+            f"{out}: holds a trade-off already; add --resume to go on, or give another --out", ExitCode.USAGE
+        )
+    make_folder(out)
+    tradeoff_of(AskedTradeoff(study, plan, settings, out, workers), Console(stderr=True, quiet=quiet))
+    print((out / (TRADEOFF_JSON if as_json else TRADEOFF_MARKDOWN)).read_text(encoding="utf-8"))
 
 
 @app.command(name="bank")
