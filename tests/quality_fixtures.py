@@ -56,13 +56,17 @@ def with_electrodes(steps: np.ndarray, right_arm: str, left_arm: str, left_leg: 
     return np.rint(derive_limb_leads(swapped, ONLY_III_TO_AVF)).clip(-32767, 32767).astype(np.int16)
 
 
-def slow_measures(steps: np.ndarray, recorded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `client.signal_measures.measure` says, written out with sorting and sliding windows in float64."""
+def slow_measures(steps: np.ndarray, recorded: np.ndarray, edge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """What `client.signal_measures.measure` says, written out with sorting and sliding windows in float64.
+
+    `edge` moves the limit of 1 mV from the middle for a rail: the middle is a mean, whose last digit hangs on the order
+    of its sum.
+    """
     table = np.zeros((12, len(COLUMNS)))
     signal = np.where(steps == MISSING, np.nan, steps.astype(float))
     for lead in range(12):
         if recorded[lead]:
-            table[lead] = _slow_lead(signal[lead])
+            table[lead] = _slow_lead(signal[lead], edge)
         elif 2 <= lead <= 5 and recorded[:2].all():
             one, two = signal[0], signal[1]
             derived = (two - one, -(one + two) // 2, one - two // 2, two - one // 2)[lead - 2]
@@ -70,7 +74,7 @@ def slow_measures(steps: np.ndarray, recorded: np.ndarray) -> tuple[np.ndarray, 
     return table, _slow_products(signal / 1000, recorded, table)
 
 
-def _slow_lead(signal: np.ndarray) -> np.ndarray:
+def _slow_lead(signal: np.ndarray, edge: float = 0.0) -> np.ndarray:
     windows = signal[: len(signal) // 50 * 50].reshape(-1, 50)
     present = ~np.isnan(windows).any(axis=1)
     if not present.any():
@@ -92,7 +96,7 @@ def _slow_lead(signal: np.ndarray) -> np.ndarray:
         [
             _slow_flat(windows, present) if span_mv >= 0.01 else 1.0,
             1 - present.mean(),
-            _slow_rail(signal, windows[present].min(), windows[present].max(), middle),
+            _slow_rail(signal, windows[present].min(), windows[present].max(), middle, edge),
             (np.abs(signal - middle) > 10_000).mean(),
             noise_mv,
             np.ptp(levels) / 1000 if whole else 0.0,
@@ -108,7 +112,7 @@ def _slow_flat(windows: np.ndarray, present: np.ndarray) -> float:
     return len(flat) / present.sum()
 
 
-def _slow_rail(signal: np.ndarray, floor: float, ceiling: float, middle: float) -> float:
+def _slow_rail(signal: np.ndarray, floor: float, ceiling: float, middle: float, edge: float) -> float:
     tolerance = max(2, 0.002 * (ceiling - floor))
     clipped = 0
     for near, distance in (
@@ -117,7 +121,7 @@ def _slow_rail(signal: np.ndarray, floor: float, ceiling: float, middle: float) 
     ):
         text = "".join("x" if value else " " for value in near)
         runs = [len(run) for run in text.split() if len(run) >= 4]
-        if distance > 1000 and runs and (len(runs) >= 3 or max(runs) >= 125):
+        if distance > 1000 + edge and runs and (len(runs) >= 3 or max(runs) >= 125):
             clipped += sum(runs)
     return clipped / len(signal)
 

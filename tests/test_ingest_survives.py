@@ -151,8 +151,14 @@ def test_half_a_row_is_cut_off(tmp_path: Path, archive: Path, whole: Path, rows_
 
 def test_ctrl_c_ends_with_130_and_a_usable_store(tmp_path: Path, archive: Path) -> None:
     site_dir = tmp_path / "site"
-    script = "from client import cli, store_writer; store_writer.CHUNK_ROWS = 8; cli.main()"
+    # Slowed down, or a fast machine has ended before the signal comes.
+    script = (
+        "import time; from client import cli, preparation, store_writer; store_writer.CHUNK_ROWS = 8; "
+        "prepare = preparation.prepare; preparation.prepare = lambda *given: (time.sleep(0.02), prepare(*given))[1]; "
+        "cli.main()"
+    )
     words = [sys.executable, "-c", script, "ingest", str(archive), "--site-dir", str(site_dir), "--quiet"]
+    words += ["--workers", "1"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for_rows(process, site_dir, 20)
     process.send_signal(signal.SIGINT)
