@@ -15,6 +15,7 @@ from client.forget import forget as forget_patient
 from client.ingest import ingest as ingest_folder
 from client.ingest_summary import IngestSummary
 from client.label_command import label_site, print_report
+from client.ledger_file import rounds_of_runs
 from client.lock import hold_lock
 from client.plain_text import printable, shown
 from client.records import READERS
@@ -174,8 +175,10 @@ def forget(
 ) -> None:
     """Remove a patient from the store for good, and say which runs had used their ECGs."""
     outcome = forget_patient(site_dir, patient_id, also_unknown)
+    rounds = rounds_of_runs(site_dir, {use.run_id for use in outcome.uses})
     if as_json:
-        print(json.dumps({**asdict(outcome), "uses": [use.model_dump() for use in outcome.uses]}))
+        uses = [use.model_dump() for use in outcome.uses]
+        print(json.dumps({**asdict(outcome), "uses": uses, "ledger_entries": rounds}))
         return
     typer.echo(
         f"removed {outcome.ecgs} ECGs of {outcome.records} records and {outcome.events} measurements; later records "
@@ -183,6 +186,9 @@ def forget(
     )
     for use in outcome.uses:
         typer.echo(f"used before: run {use.run_id} ({use.study}), {use.task} on {use.split} from {use.first_at}")
+    if rounds:
+        listed = ", ".join(map(str, rounds))
+        typer.echo(f"private rounds that these runs paid for: ledger entries {listed}; their cost stays spent")
     for folder in outcome.local_weights:
         typer.echo(f"weights learned with them are kept in {site_dir / folder}: delete it if they must go too")
 

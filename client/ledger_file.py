@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -249,3 +250,17 @@ def fault_of(path: Path, error: sqlite3.Error) -> HemoFedError:
     if code in UNWRITABLE_CODES:
         return not_written(path, str(error))
     return damaged(path, f"cannot be read as a ledger ({error})")
+
+
+def rounds_of_runs(site_dir: Path, run_ids: Collection[str]) -> list[int]:
+    """The ledger's reservations for these runs, by sequence; none where there is no ledger.
+
+    Raises:
+        HemoFedError: the ledger is damaged.
+    """
+    path = site_dir / LEDGER_FILE
+    if is_blank(path):
+        return []
+    with closing(connect(path, read_only=True)) as connection:
+        entries = read_chain(connection, path)
+    return [entry.sequence for entry in entries if entry.kind == "reserve" and entry.run_id in run_ids]

@@ -1,6 +1,7 @@
 """A private study at real site stores: policy and ledger before any record, one answer a round, and what leaves."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from client import tasks
+from client.cli import app
 from client.ledger import open_ledger
 from client.ledger_file import LEDGER_FILE
 from client.policy import load_policy, write_policy
@@ -305,6 +308,22 @@ def test_a_ledger_put_back_to_before_the_last_contact(site: Path, bank: Path, tm
     shutil.rmtree(site)
     shutil.copytree(older, site)
     refused(site, study, ExitCode.LEDGER_ROLLED_BACK, number=3, ledger_tip=seen)
+
+
+def test_forgetting_names_the_rounds_that_had_used_the_patient(site: Path, bank: Path) -> None:
+    """Patients of simulated hospitals are called by hospital and number."""
+    study = private_study(bank)
+    for number in (1, 2):
+        train(site, instruct(study, number=number))
+    for patient in range(60):
+        result = CliRunner().invoke(app, ["forget", f"alpha-{patient:06d}", "--site-dir", str(site), "--json"])
+        assert result.exit_code == 0, result.output
+        outcome = json.loads(result.output)
+        trained = any(use["split"] == "train" for use in outcome["uses"])
+        assert outcome["ledger_entries"] == ([3, 5] if trained else [])
+        if trained and patient > 10:
+            break
+    assert kinds(site).count("reserve") == 2  # and the cost stays
 
 
 # ---- the centre
