@@ -91,7 +91,10 @@ def clipped_sum(
     """
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for gradient in gradients:
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradient]))
+        # In double: over 9 million numbers a norm in single precision is 5e-5 short, and the bound would be broken by
+        # it.
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in gradient]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         if not torch.isfinite(norm):
             continue
         factor = min(1.0, clip_norm / (float(norm) + 1e-12))
