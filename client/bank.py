@@ -6,7 +6,8 @@ is worked out once a site and kept in its store's caches, which never leave it.
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,19 @@ from shared_model.objectives.relations import Relation
 from shared_model.objectives.settings import ObjectiveSettings
 
 BANK_FOLDER = "banks"
-SIGNALS = "signals"
+SIGNALS, LABEL = "signals", "label|"
 FEWEST_ECGS = 16
 ROW = (12, 2500)
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Public ECGs: (ecg, 12, 2500) int16, steps as in a site store. `sha256` is that of the file."""
+    """Public ECGs: (ecg, 12, 2500) int16, steps as in a site store, and labels by column, where it has any: (ecg,), NaN
+    where unknown. `sha256` is that of the file."""
 
     signals: NDArray[np.int16]
     sha256: str
+    labels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ def load_bank(site_dir: Path, sha256: str) -> Bank:
     for path in sorted(folder.glob("*.safetensors")):
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == sha256:
-            return Bank(_signals(data, path), sha256)
+            return _bank(data, path, sha256)
     raise HemoFedError(
         f"{folder}: no file there has the SHA-256 of the study's bank ({sha256[:12]}...); put the bank there that "
         "the coordinating centre names",
@@ -61,16 +64,19 @@ def load_bank(site_dir: Path, sha256: str) -> Bank:
     )
 
 
-def _signals(data: bytes, path: Path) -> NDArray[np.int16]:
+def _bank(data: bytes, path: Path, sha256: str) -> Bank:
     try:
-        signals = load(data)[SIGNALS]
-    except (SafetensorError, KeyError):
-        signals = np.empty(0)
-    if signals.dtype != np.int16 or signals.shape[1:] != ROW or len(signals) < FEWEST_ECGS:
+        arrays = load(data)
+    except SafetensorError:
+        arrays = {}
+    signals = arrays.pop(SIGNALS, np.empty(0))
+    labels = {name.removeprefix(LABEL): value for name, value in arrays.items() if name.startswith(LABEL)}
+    fits = signals.dtype == np.int16 and signals.shape[1:] == ROW and len(signals) >= FEWEST_ECGS
+    if not fits or any(value.shape != (len(signals),) for value in labels.values()):
         raise HemoFedError(
             f"{path}: not a bank of at least {FEWEST_ECGS} ECGs; make one with hemofed-sim bank", ExitCode.BANK_DIFFERS
         )
-    return signals
+    return Bank(signals, sha256, labels)
 
 
 def neighbours(store: Store, objective: ObjectiveSettings, bank: Bank, progress: Progress | None = None) -> Neighbours:
@@ -92,6 +98,25 @@ def neighbours(store: Store, objective: ObjectiveSettings, bank: Bank, progress:
     name = f"bank-{bank.sha256[:16]}-{relation.cache_name}-{near}"
     table = np.asarray(store.derived(name, near + far, compute, progress)).astype(np.int64)
     return Neighbours(table[:, :near], table[:, near:])
+
+
+def neighbours_by_label(store: Store, objective: ObjectiveSettings, bank: Bank, column: str) -> Neighbours:
+    """As `neighbours`, by how near a bank ECG's label is to the ECG's own; meaningless rows where the ECG has none.
+
+    Raises:
+        HemoFedError: fewer bank ECGs than make a bank have this label.
+    """
+    public = bank.labels.get(column, np.full(len(bank.signals), np.nan, np.float32))
+    known = np.flatnonzero(~np.isnan(public))
+    if len(known) < FEWEST_ECGS:
+        raise HemoFedError(
+            f"the study's bank has no {column} for {FEWEST_ECGS} ECGs or more; make one with hemofed-sim bank --labels",
+            ExitCode.BANK_DIFFERS,
+        )
+    apart = np.abs(store.index.labels[column].astype(np.float64)[:, None] - public[known].astype(np.float64))
+    order = known[np.argsort(apart, axis=1, kind="stable")]
+    near = max(1, math.ceil(objective.nearest_share * len(known)))
+    return Neighbours(order[:, :near], order[:, -min(objective.farthest_k, len(known) - near) :])
 
 
 def _described(relation: Relation, steps: NDArray[np.int16]) -> torch.Tensor:

@@ -261,6 +261,33 @@ def doctor(
         raise HemoFedError(f"{problems[0].check}: {problems[0].found}; {problems[0].remedy}{more}", ExitCode.UNFIT)
 
 
+@app.command()
+def budget(
+    site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder, with its policy.toml.")],
+    plan: Annotated[Path | None, typer.Option("--plan", help="A study.toml: what would it cost here?")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="With --plan: the noise with which it costs at most this much.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the privacy budget: caps, shares of studies, rounds left; or what a study's plan would cost."""
+    from client.budget import budget_of, plan_cost, study_of  # brings the accountant, which takes two seconds
+    from client.budget_screen import budget_screen, plan_screen
+
+    if epsilon is not None and (plan is None or not 0 < epsilon < float("inf")):
+        raise HemoFedError("--epsilon: give a number above 0, and --plan STUDY.toml with it", ExitCode.USAGE)
+    if plan is None:
+        shown_budget = budget_of(site_dir)
+        figures, screen = asdict(shown_budget), budget_screen(shown_budget)
+    else:
+        cost = plan_cost(site_dir, study_of(plan), epsilon)
+        figures, screen = asdict(cost), plan_screen(cost)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        Console().print(screen)
+
+
 def main() -> None:
     """The console script `hemofed-client`."""
     run_cli(app, NAME)

@@ -108,7 +108,8 @@ def release(
     `clear`: what `disclosure.protect` states; groups that are suppressed are named,
     without counts; bootstrap replicates stay. `masked`: exact fine counts, safe only if the caller hands
     these arrays to the secure sum and to nothing else, and the centre applies `disclosure.suppress_published`
-    to the sum. Everything else is refused (HemoFedError, exit code DISCLOSURE_REFUSED).
+    to the sum. Everything else is refused (HemoFedError, exit code DISCLOSURE_REFUSED): `noised` too, whose counts are
+    made by `client.noised.release_noised` in private studies alone.
     """
     chosen = check_tier(tier, minimum_cell, secure_sum_available)
     if chosen == "masked":

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +29,18 @@ from shared_model.objectives.augmentations import augment
 from shared_model.objectives.draws import Rows
 from shared_model.objectives.settings import ObjectiveSettings
 from shared_model.privacy import PrivatePhase
+from shared_model.reconstruction import Reconstructor, hidden_patches, reconstruction_error
 from shared_model.study import Study
 
 Unit = tuple[Tensor, ...]
-Network = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Any]
 UnitLoss = Callable[[Network, Unit], Tensor]
+Gradients = Callable[[nn.Module, Sequence[nn.Parameter], UnitLoss, Iterable[Unit]], Iterable[Sequence[Tensor]]]
 DrawUnit = Callable[[Rows, torch.Generator], Unit]
 
-BANK_AT_ONCE = 256
-PATIENTS_AT_ONCE = 8  # by vmap: memory grows with it, and little is gained beyond
+ECGS_AT_ONCE = 64
+PATIENTS_AT_ONCE = 16  # by vmap: memory grows with it, and little is gained beyond
+LOOP_FROM_PARAMETERS = 1_000_000  # on a CPU; below, calling the network once a patient costs more than its arithmetic
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def clipped_sum(
 def gradients_by_loop(
     network: nn.Module, parameters: Sequence[nn.Parameter], unit_loss: UnitLoss, units: Iterable[Unit]
 ) -> Iterator[Sequence[Tensor]]:
-    """One backward pass a patient: on a CPU the cheapest, and no more memory than one patient takes."""
+    """One backward pass a patient: of a large network on a CPU the cheapest, and no more memory than one patient
+    takes."""
     for unit in units:
         loss = unit_loss(network, unit)
         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -109,7 +114,7 @@ def gradients_by_loop(
 def gradients_by_vmap(
     network: nn.Module, parameters: Sequence[nn.Parameter], unit_loss: UnitLoss, units: Iterable[Unit]
 ) -> Iterator[Sequence[Tensor]]:
-    """Several patients in one pass (`torch.func.vmap` over `grad`): on a GPU the cheapest."""
+    """Several patients in one pass (`torch.func.vmap` over `grad`): on a GPU and of a small network the cheapest."""
     identity = {id(parameter): name for name, parameter in network.named_parameters()}
     names = [identity[id(parameter)] for parameter in parameters]
     trained = {name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}
@@ -120,11 +125,20 @@ def gradients_by_vmap(
     waiting = list(units)
     for start in range(0, len(waiting), PATIENTS_AT_ONCE):
         chunk = waiting[start : start + PATIENTS_AT_ONCE]
-        stacked = [torch.stack(parts) for parts in zip(*chunk, strict=True)]
+        # Filled up to one size: kernels round differently for another number, and one patient would move the others'
+        # last digits, which cut edges of ReLU blow up to 1e-4 of C.
+        filled = chunk + chunk[-1:] * (PATIENTS_AT_ONCE - len(chunk))
+        stacked = [torch.stack(parts) for parts in zip(*filled, strict=True)]
         over = (None, *(0 for _ in stacked))
         found = torch.func.vmap(torch.func.grad(loss_of), in_dims=over)(trained, *stacked)
         for row in range(len(chunk)):
             yield [found[name][row] for name in names]
+
+
+def cheapest(parameters: Sequence[nn.Parameter], device: torch.device) -> Gradients:
+    """The way of taking gradients that measured cheapest (benchmarks/private_step.py); they agree."""
+    small = sum(parameter.numel() for parameter in parameters) < LOOP_FROM_PARAMETERS
+    return gradients_by_vmap if device.type == "cuda" or small else gradients_by_loop
 
 
 def add_noise(total: Sequence[Tensor], scale: float, generator: torch.Generator) -> list[Tensor]:
@@ -168,7 +182,7 @@ def train_private(
     restore_optimizer(optimizer, work.optimizer_state)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
-    gradients = gradients_by_vmap if device.type == "cuda" else gradients_by_loop
+    gradients = cheapest(parameters, device)
     generator, energy = fresh_generator(device), 0.0
     for number in range(1, private.steps_per_round + 1):
         units = mechanism.prepare(drawn_units(mechanism, patients, private.sampling_rate, device))
@@ -263,6 +277,25 @@ def pretraining(study: Study, network: nn.Module, store: Store, bank: Bank, near
     return Mechanism(network, unit_loss, draw_unit, prepare)
 
 
+def reconstructing(study: Study, network: Reconstructor, store: Store) -> Mechanism:
+    """Masked reconstruction, which needs no bank: a unit is (m ECGs (m, 12, time), what is hidden (m, time))."""
+    private = study.privacy
+    assert private is not None
+    assert private.pretrain is not None
+    device, m = next(network.parameters()).device, private.pretrain.units
+
+    def draw_unit(rows: Rows, own: torch.Generator) -> Unit:
+        chosen = rows[torch.randint(len(rows), (m,), generator=own, device=device).cpu().numpy()]
+        signals = augment(read_signals(store, chosen, device)[0], own)
+        return signals, hidden_patches(m, signals.shape[-1], own, device)
+
+    def unit_loss(rebuild: Network, unit: Unit) -> Tensor:
+        signals, hidden = unit
+        return reconstruction_error(rebuild(signals.masked_fill(hidden[:, None], 0.0))[0], signals, hidden).mean()
+
+    return Mechanism(network, unit_loss, draw_unit)
+
+
 def partner_of(anchor: int, rows: Rows, record: NDArray[np.int64], own: torch.Generator) -> int:
     """An ECG of another record of the same patient, or the anchor itself, which is then seen twice, disturbed."""
     others = rows[record[rows] != record[anchor]]
@@ -284,9 +317,18 @@ def far_of(objective: ObjectiveSettings, near: Neighbours, anchors: Rows, size: 
 
 def embed_bank(network: nn.Module, bank: Bank, numbers: Tensor, device: torch.device) -> Tensor:
     """Embeddings of these bank ECGs, without gradient: (k,) -> (k, dim)."""
-    signals = torch.from_numpy(to_millivolt(bank.signals[numbers.cpu().numpy()])[0])
+    return embed_alike(network, torch.from_numpy(to_millivolt(bank.signals[numbers.cpu().numpy()])[0]), device)
+
+
+def embed_alike(network: nn.Module, signals: Tensor, device: torch.device) -> Tensor:
+    """Embeddings without gradient, each the same to the last bit whatever else is embedded with it: always so many at
+    once, as in `gradients_by_vmap`. (n, 12, time) -> (n, dim)."""
+    found = []
     with torch.no_grad():
-        return torch.cat([network(part.to(device)).float() for part in torch.split(signals, BANK_AT_ONCE)])
+        for part in torch.split(signals, ECGS_AT_ONCE):
+            filled = torch.cat([part, part[-1:].expand(ECGS_AT_ONCE - len(part), -1, -1)])
+            found.append(network(filled.to(device)).float()[: len(part)])
+    return torch.cat(found)
 
 
 def embedding_distance(objective: ObjectiveSettings, one: Tensor, other: Tensor) -> Tensor:
@@ -296,12 +338,17 @@ def embedding_distance(objective: ObjectiveSettings, one: Tensor, other: Tensor)
     return (one - other).square().sum(1)
 
 
-def finetuning(study: Study, network: nn.Module, store: Store) -> Mechanism:
-    """The study's target: a unit is (m ECGs (m, 12, time), their values (m,)), drawn from the patient's labelled
-    ones."""
+def finetuning(study: Study, network: nn.Sequential, store: Store) -> Mechanism:
+    """The study's target: a unit is (m ECGs (m, 12, time), their values (m,)), drawn from the patient's labelled ones.
+
+    Args:
+        network: encoder, then head. Where nothing of the encoder is trained, a step's ECGs are embedded together, and
+            the head alone is gone through patient by patient.
+    """
     private = study.privacy
     assert private is not None
     assert private.finetune is not None
+    encoder, head = network
     device, m = next(network.parameters()).device, private.finetune.units
     values = store.index.labels[study.target.column]
 
@@ -310,8 +357,17 @@ def finetuning(study: Study, network: nn.Module, store: Store) -> Mechanism:
         signals, _ = read_signals(store, chosen, device)
         return augment(signals, own) if study.finetune.augment else signals, torch.from_numpy(values[chosen]).to(device)
 
-    def unit_loss(score: Network, unit: Unit) -> Tensor:
-        signals, wanted = unit
-        return target_loss(study.target, score(signals), wanted)
+    def embed(units: list[Unit]) -> list[Unit]:
+        if not units:
+            return []
+        together = torch.cat([signals for signals, _ in units])
+        embedded = torch.split(embed_alike(encoder.eval(), together, device), m)
+        return [(embedding, wanted) for embedding, (_, wanted) in zip(embedded, units, strict=True)]
 
-    return Mechanism(network, unit_loss, draw_unit)
+    def unit_loss(score: Network, unit: Unit) -> Tensor:
+        inputs, wanted = unit
+        return target_loss(study.target, score(inputs), wanted)
+
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        return Mechanism(network, unit_loss, draw_unit)
+    return Mechanism(head, unit_loss, draw_unit, embed)

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client import local_state
+from client.bank import load_bank
 from client.evaluation import Scores, count, pressure_score, release
 from client.facts import can_be_compared, cohort_of, columns_of, fact_table
+from client.noised import release_noised
+from client.policy import POLICY_FILE, Policy, check_study, load_policy
+from client.private_round import answer_once, train_patients
 from client.site import SiteSettings, load_site
 from client.store import RecordIndex, Store, open_pooled, open_store
 from client.training import (
@@ -28,7 +32,7 @@ from client.training import (
     train_distance,
 )
 from client.uses import note_use
-from shared_model.disclosure import round_count
+from shared_model.disclosure import check_tier, round_count
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
 from shared_model.model import (
@@ -56,9 +60,13 @@ PROGRESS_FILE = "progress.json"
 def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
     """Say what this site has.
 
-    Guarantee: every count is rounded to the site's own `count_rounding`; nothing else of the store is said.
+    Guarantee: every count is rounded to the site's own `count_rounding`; nothing else of the store is said. To a
+    private study a site says what its policy declares, and its store is not opened.
     """
-    settings, index = load_site(site_dir), open_site(site_dir).index
+    settings = load_site(site_dir)
+    if instruction.study.privacy is not None:
+        return Reply(site=settings.name, description=declared(settings, site_dir, instruction.study)), {}
+    index = open_site(site_dir).index
     labelled = has_label(index, instruction.study.target.column)
 
     def patients(where: NDArray[np.bool_]) -> int:
@@ -81,6 +89,22 @@ def describe(instruction: Instruction, _arrays: Arrays, site_dir: Path, _secure_
     return Reply(site=settings.name, description=description), {}
 
 
+def declared(settings: SiteSettings, site_dir: Path, study: Study) -> SiteDescription:
+    """What a site says of itself to a private study: what its policy declares, and nothing of its store."""
+    policy = load_policy(site_dir)
+    check_study(policy, study)
+    return SiteDescription(
+        release_sha256=release_sha256(),
+        simulated=settings.simulated,
+        disclosure=settings.disclosure,
+        shares_own_figures=settings.share_site_results,
+        minimum_cell=settings.minimum_cell,
+        train_patients=policy.declared_patients,
+        labelled_train_patients=policy.declared_labelled_patients,
+        pretrain_patients=policy.declared_patients,
+    )
+
+
 def pretrain_patients(study: Study, index: RecordIndex) -> int:
     """How many training patients the study's objective can learn from, before any rounding."""
     objective = study.objective
@@ -89,17 +113,29 @@ def pretrain_patients(study: Study, index: RecordIndex) -> int:
 
 
 def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum: bool) -> tuple[Reply, Arrays]:
-    """One round of local training, of whichever phase; the new weights go back, what is local stays."""
+    """One round of local training, of whichever phase; the new weights go back, what is local stays.
+
+    Guarantee: where the study has `[privacy]`, as `private_round.answer_once` and `private.train_private`.
+    """
+    study = instruction.study
+    if study.privacy is None:
+        allow(site_dir, study)
+        return train_here(instruction, arrays, site_dir, None)
+    if instruction.task == "pretrain" and study.objective.method.private == "bank":
+        load_bank(site_dir, study.privacy.bank_sha256)  # before anything is spent on a round that could not be done
+    return answer_once(instruction, arrays, site_dir, lambda policy: train_here(instruction, arrays, site_dir, policy))
+
+
+def train_here(instruction: Instruction, arrays: Arrays, site_dir: Path, policy: Policy | None) -> tuple[Reply, Arrays]:
+    """Train on the site's ECGs: privately where a policy is given, which says for how many patients."""
     settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
-    if study.privacy is not None:
-        raise HemoFedError("this release cannot train under [privacy] yet; remove the table", ExitCode.BAD_STUDY)
     task, number = training_task(instruction.task), instruction.round_number
     device = prepare_device(settings, study)
     refuse_chunked_batch_norm(settings, study)
     model, names = site_model(instruction, arrays, site_dir)
-    rows = training_rows(store.index, study, task)
     note_use(site_dir, store, instruction.run_id, study.name, task, "train")
     kept = local_state.load_before(site_dir, instruction.run_id, task, number)
+    rows = training_rows(store.index, study, task) if policy is None else private_rows(store.index, study, task)
     work = LocalWork(
         phase=study.phases[task],
         rows=rows,
@@ -112,7 +148,10 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
         on_step=progress_file(site_dir, f"{task} round {number}"),
     )
     model.to(device)
-    if task == "distance":
+    if policy is not None:
+        describing = progress_file(site_dir, "comparing ECGs with the bank")
+        outcome = train_patients(instruction, model, store, site_dir, policy, work, describing)
+    elif task == "distance":
         outcome = train_distance(study, model, store, work, device)
     elif task == "pretrain":
         outcome = pretrain(study, model, store, work, device, describer(store, study, site_dir))
@@ -124,24 +163,48 @@ def train(instruction: Instruction, arrays: Arrays, site_dir: Path, _secure_sum:
     )
 
 
+def allow(site_dir: Path, study: Study) -> None:
+    """Hold a study against the hospital's policy. A hospital without one lets in what asks for no privacy budget."""
+    if (site_dir / POLICY_FILE).exists():
+        check_study(load_policy(site_dir), study)
+
+
+def private_rows(index: RecordIndex, study: Study, task: str) -> Rows:
+    """As `training_rows`, and none where there are none: that nobody is there must not show."""
+    rows: Rows = index.row[learned_from(index, study, task)]
+    return rows
+
+
 def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
     """Score the labelled ECGs of one split and hand over the counts that the site's tier lets out.
 
-    Guarantee: as `client.evaluation.release`; the tier is the site's own, and without one nothing leaves.
+    Guarantee: as `client.evaluation.release`; the tier is the site's own, and without one nothing leaves. Where the
+    study has `[privacy]`, as `private_round.answer_once` and `noised.release_noised`.
     """
-    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
-    device = prepare_device(settings, study)
-    model, _ = site_model(instruction, arrays, site_dir)
-    index = store.index
-    chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
-    batch = settings.physical_batch or PREDICT_BATCH
-    note_use(site_dir, store, instruction.run_id, study.name, instruction.task, instruction.split)
-    scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
+    study = instruction.study
+    if study.privacy is None:
+        allow(site_dir, study)
+        return evaluate_here(instruction, arrays, site_dir, secure_sum)
+    settings, epsilon = load_site(site_dir), study.privacy.release_epsilon
+    check_tier(settings.disclosure, 1, False, private=True)  # before anything is spent on counts that may not leave
+
+    def work(_policy: Policy) -> tuple[Reply, Arrays]:
+        scores = scored(instruction, arrays, site_dir)
+        return Reply(site=settings.name), release_noised(
+            scores, study, instruction.split, settings.disclosure, reserved_epsilon=epsilon
+        )
+
+    return answer_once(instruction, arrays, site_dir, work)
+
+
+def evaluate_here(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_sum: bool) -> tuple[Reply, Arrays]:
+    """The counts of one split under the site's tier, which is not `noised`."""
+    settings, study = load_site(site_dir), instruction.study
     # The centre looks at validation every round: it gets the whole cohort's counts and nothing finer.
     judged = instruction.split == "test"
     replicates = study.evaluation.bootstrap_replicates if judged else 0
     partitions = study.evaluation.partitions if judged else ()
-    counts = count(scored_records(study, index, chosen, scores), partitions, replicates, study.seed)
+    counts = count(scored(instruction, arrays, site_dir), partitions, replicates, study.seed)
     return Reply(site=settings.name), release(
         counts,
         settings.disclosure,
@@ -150,6 +213,19 @@ def evaluate(instruction: Instruction, arrays: Arrays, site_dir: Path, secure_su
         threshold_edge=instruction.threshold_edge,
         groups=study.evaluation.groups if judged else (ALL,),
     )
+
+
+def scored(instruction: Instruction, arrays: Arrays, site_dir: Path) -> Scores:
+    """What the model says of the labelled ECGs of the instruction's split."""
+    settings, store, study = load_site(site_dir), open_site(site_dir), instruction.study
+    device = prepare_device(settings, study)
+    model, _ = site_model(instruction, arrays, site_dir)
+    index = store.index
+    chosen = has_label(index, study.target.column) & (index.split == SPLITS[instruction.split])
+    batch = settings.physical_batch or PREDICT_BATCH
+    note_use(site_dir, store, instruction.run_id, study.name, instruction.task, instruction.split)
+    scores = predict(study, model.to(device), store, index.row[chosen], device, batch)
+    return scored_records(study, index, chosen, scores)
 
 
 def scored_records(study: Study, index: RecordIndex, chosen: NDArray[np.bool_], scores: NDArray[np.float64]) -> Scores:

@@ -19,7 +19,8 @@ from shared_model.wire import (
     SiteDescription,
     SiteFailure,
     SiteReply,
-    pack,
+    pack_arrays,
+    pack_with,
     unpack,
 )
 
@@ -116,10 +117,10 @@ def asker(grid: Grid, nodes: Mapping[str, int], federation: Federation) -> Ask:
     """
 
     def ask(instruction: Instruction, arrays: Arrays, sites: Sequence[str]) -> Iterator[Answer]:
-        content = pack(instruction, arrays)
+        shared = pack_arrays(arrays)
         messages = [
             Message(
-                content,
+                pack_with(instruction.for_site(site), shared),
                 dst_node_id=nodes[site],
                 message_type=MESSAGE_TYPES[instruction.task],
                 group_id=f"{instruction.task}-{instruction.round_number}",

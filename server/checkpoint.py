@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.ledger_chain import Tip
 from shared_model.release import release_sha256
 
 PhaseName = Literal["distance", "pretrain", "finetune", "evaluate"]
@@ -31,6 +32,7 @@ class Position(BaseModel):
     phase: PhaseName = "distance"
     round_number: int = 0
     site_weights: dict[str, float] = {}
+    ledger_tips: dict[str, Tip] = {}
     best_round: int = 0
     best_score: float | None = None
 

@@ -4,17 +4,18 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from server import summary
+from server import noised_summary, summary
 from server.aggregation import Weights
 from server.conductor import Ask, travelling
 from server.judging import StudyOutcome, strictest
@@ -40,6 +41,7 @@ from shared_model.disclosure import round_count
 from shared_model.ecg_paper import ExampleEcg
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.model import build_model
+from shared_model.noised import NOISED_BINS, noise_scale, noise_variance, tables_of
 from shared_model.release import VERSION, release_sha256
 from shared_model.study import Study
 from shared_model.wire import SiteDescription, SiteFailure
@@ -108,8 +110,7 @@ def write_weights(study: Study, weights: Weights, out: Path) -> str:
 def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float, weights_sha256: str) -> Results:
     """The outcome as figures, without baselines."""
     study = strictest(asked, (site.minimum_cell for site in outcome.sites.values()))
-    test = reduce(add, outcome.test.values())
-    edge, threshold = outcome.threshold.edge, outcome.threshold
+    threshold = outcome.threshold
     sharing = [name for name, site in outcome.sites.items() if site.shares_own_figures]
     name = study.target.name
     return Results(
@@ -134,7 +135,10 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
             weights_sha256=weights_sha256,
         ),
         privacy=privacy_of(study, outcome),
-        sites=tuple(site_summary(name, site, name in outcome.test) for name, site in sorted(outcome.sites.items())),
+        sites=tuple(
+            site_summary(name, site, name in {*outcome.test, *outcome.noised})
+            for name, site in sorted(outcome.sites.items())
+        ),
         left_out=dict(outcome.left_out),
         oracle_auroc=None,
         oracle=Oracle(reason="known for simulated hospitals only"),
@@ -144,12 +148,29 @@ def results_of(asked: Study, outcome: StudyOutcome, engine: str, seconds: float,
             reason=threshold.reason,
         ),
         targets=(name,),
-        test={name: summary.target_result(study, test, edge)},
-        site_results=summary.site_results(study, outcome.test, sharing, edge),
-        subgroups=summary.subgroups(study, test, edge),
-        fairness=summary.fairness(study, test),
         baselines=no_baselines(name),
+        **figures_of(study, outcome, sharing),
     )
+
+
+def figures_of(study: Study, outcome: StudyOutcome, sharing: Collection[str]) -> dict[str, Any]:
+    """The fields of `Results` that come from counts of test patients, exact or noisy."""
+    edge, name = outcome.threshold.edge, study.target.name
+    if study.privacy is not None:
+        noisy = noised_summary.total(outcome.noised)
+        return {
+            "test": {name: noised_summary.target_result(study, noisy, edge)},
+            "site_results": noised_summary.site_results(study, outcome.noised, sharing, edge),
+            "subgroups": noised_summary.subgroups(study, noisy, edge),
+            "fairness": noised_summary.fairness(study, noisy),
+        }
+    test = reduce(add, outcome.test.values())
+    return {
+        "test": {name: summary.target_result(study, test, edge)},
+        "site_results": summary.site_results(study, outcome.test, sharing, edge),
+        "subgroups": summary.subgroups(study, test, edge),
+        "fairness": summary.fairness(study, test),
+    }
 
 
 def rule_of(study: Study) -> str:
@@ -164,19 +185,37 @@ def site_summary(name: str, site: SiteDescription, judged: bool) -> SiteSummary:
     return SiteSummary(
         name=name,
         simulated=site.simulated,
-        patients=round_count(site.patients),
-        records=round_count(site.records),
+        patients=rounded(site.patients),
+        records=rounded(site.records),
         train_patients=round_count(site.train_patients),
-        validation_patients=round_count(site.validation_patients),
-        test_patients=round_count(site.test_patients),
+        validation_patients=rounded(site.validation_patients),
+        test_patients=rounded(site.test_patients),
         labelled_train_patients=round_count(site.labelled_train_patients),
         reason="a site's prevalence is not asked for",
         note="" if judged else "not in the test figures: it gave no counts of its test patients",
     )
 
 
+def rounded(count: int | None) -> int | None:
+    """Once more, in case the site's own site.toml rounds less; None stays unsaid."""
+    return None if count is None else round_count(count)
+
+
 def privacy_of(study: Study, outcome: StudyOutcome) -> Privacy:
-    """What guarded the patients: nothing differentially private yet, and counts by each site's tier."""
+    """What guarded the patients: the study's budget where it has one, and counts by each site's tier."""
+    if study.privacy is not None:
+        scale = noise_scale(tables_of(study.evaluation.groups), study.privacy.release_epsilon)
+        return Privacy(
+            differentially_private=True,
+            unit="patient",
+            epsilon=study.privacy.epsilon,
+            delta=study.privacy.delta,
+            release_epsilon=study.privacy.release_epsilon,
+            count_noise_sd=round(noise_variance(scale) ** 0.5, 1),
+            disclosure_tier="noised",
+            score_bins=NOISED_BINS,
+            minimum_cell=study.evaluation.minimum_cell,
+        )
     tiers = sorted({site.disclosure for site in outcome.sites.values()})
     fine = tiers == ["masked"]
     return Privacy(

@@ -7,9 +7,20 @@ from pathlib import Path
 from server.aggregation import Weights
 from server.report.results import RoundMetrics
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.ledger_chain import Entry, Tip, verify_chain
 from shared_model.model import build_model, sent_names
 from shared_model.study import Study
-from shared_model.wire import Answer, Arrays, Instruction, SiteDescription, Split, Task
+from shared_model.wire import (
+    Answer,
+    Arrays,
+    Instruction,
+    SiteDescription,
+    SiteFailure,
+    SiteReply,
+    Split,
+    Task,
+    ledger_round,
+)
 
 # Sends one instruction to each named site and yields the answers one by one, in site-name order.
 Ask = Callable[[Instruction, Arrays, Sequence[str]], Iterator[Answer]]
@@ -36,6 +47,7 @@ class Conductor:
     run_id: str
     sites: dict[str, SiteDescription] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    ledger_tips: dict[str, Tip] = field(default_factory=dict)
 
 
 def require_sites(conductor: Conductor, answered: int, what: str, needed: int | None = None) -> None:
@@ -66,7 +78,41 @@ def instruct(
         learning_rate=learning_rate,
         split=split,
         threshold_edge=threshold_edge,
+        ledger_tips=dict(conductor.ledger_tips),
     )
+
+
+def ask_sites(conductor: Conductor, instruction: Instruction, arrays: Arrays, sites: Sequence[str]) -> Iterator[Answer]:
+    """The sites' answers. Of a private study each must carry on the ledger that was seen of the site before, or it is a
+    failure: budget that was spent could have been forgotten."""
+    for answer in conductor.ask(instruction, arrays, sites):
+        if isinstance(answer, SiteReply) and conductor.study.privacy is not None:
+            try:
+                seen = conductor.ledger_tips.get(answer.site, Tip())
+                tip = verify_chain(seen, answer.reply.ledger)
+                require_paid(instruction, answer.reply.ledger)
+                conductor.ledger_tips[answer.site] = tip
+            except HemoFedError as error:
+                yield SiteFailure(answer.site, int(error.exit_code), error.message)
+                continue
+        yield answer
+
+
+def require_paid(instruction: Instruction, entries: Sequence[Entry]) -> None:
+    """Refuse an answer whose cost stands in no new entry: the centre has not seen this round's before.
+
+    Raises:
+        HemoFedError: none of the entries says that this round of this run was answered.
+    """
+    for entry in entries:
+        same = (entry.run_id, entry.task, entry.study) == (
+            instruction.run_id,
+            instruction.task,
+            instruction.study.digest,
+        )
+        if entry.kind == "commit" and same and entry.round_number == ledger_round(instruction):
+            return
+    raise HemoFedError("its ledger has no entry for what it sent", ExitCode.LEDGER_REFUSED)
 
 
 def travelling(study: Study, task: str, weights: Weights) -> Weights:

@@ -1,21 +1,26 @@
 """The judging of a study: counts from the sites, the threshold from validation, the test split once."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 from server.aggregation import Weights
 from server.checkpoint import Checkpoint
-from server.conductor import Conductor, instruct, require_sites, travelling
+from server.conductor import Conductor, ask_sites, instruct, require_sites, travelling
+from shared_model import noised_statistics
 from shared_model.errors import HemoFedError
 from shared_model.histograms import ScoreHistogram, empty_histogram
+from shared_model.noised import NoisedTally, from_noised_arrays, judged_groups, noise_scale, tables_of
 from shared_model.score_grid import edge_probability, snap_threshold
 from shared_model.statistics import Threshold, auroc, choose_threshold
 from shared_model.study import Study
 from shared_model.subgroups import ALL
 from shared_model.tally import SiteTally, from_arrays
-from shared_model.wire import SiteDescription, SiteFailure, Split
+from shared_model.wire import Arrays, SiteDescription, SiteFailure, Split
+
+Counted = TypeVar("Counted", SiteTally, NoisedTally)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class StudyOutcome:
     model_round: int
     threshold: Threshold
     test: Mapping[str, SiteTally]
+    noised: Mapping[str, NoisedTally] = field(default_factory=dict)
+    """The noisy counts of a private study's test patients, which then stand in place of `test`."""
 
 
 def judge(conductor: Conductor, state: Checkpoint) -> StudyOutcome:
@@ -37,16 +44,35 @@ def judge(conductor: Conductor, state: Checkpoint) -> StudyOutcome:
     number = state.position.best_round if best else conductor.study.finetune.rounds
     weights = state.best_weights if best else state.weights
     conductor.watcher.on_round_start("evaluate", 1, 1)
-    threshold = choose(conductor.study, everyone(gather(conductor, weights, number, "validation")))
-    test = gather(conductor, weights, number, "test", threshold.edge)
-    require_sites(conductor, len(test), "gave counts of their test patients")
-    return StudyOutcome(conductor.run_id, conductor.sites, conductor.left_out, weights, number, threshold, test)
+    test: Mapping[str, SiteTally] = {}
+    noised: Mapping[str, NoisedTally] = {}
+    if conductor.study.privacy is None:
+        threshold = choose(conductor.study, everyone(gather(conductor, weights, number, "validation")))
+        test = gather(conductor, weights, number, "test", threshold.edge)
+    else:
+        threshold = choose_noised(conductor.study, gather_noised(conductor, weights, number, "validation"))
+        noised = gather_noised(conductor, weights, number, "test", threshold.edge)
+    require_sites(conductor, len(test) + len(noised), "gave counts of their test patients")
+    return StudyOutcome(conductor.run_id, conductor.sites, conductor.left_out, weights, number, threshold, test, noised)
 
 
 def choose(study: Study, validation: ScoreHistogram) -> Threshold:
     """The threshold of a probability by Youden's index; of a regression the study's own, in the middle of the grid."""
-    if study.target.kind == "classification":
-        return choose_threshold(validation)
+    return choose_threshold(validation) if study.target.kind == "classification" else middle()
+
+
+def choose_noised(study: Study, validation: Mapping[str, NoisedTally]) -> Threshold:
+    """The same from noisy counts, among the edges of their grid."""
+    if study.target.kind == "regression":
+        return middle()
+    if not validation:
+        return Threshold(None, None, "no site gave counts of its validation patients")
+    everybody = reduce(add, validation.values())
+    return noised_statistics.choose_threshold(everybody.tables[ALL], everybody.variance, study.evaluation.minimum_cell)
+
+
+def middle() -> Threshold:
+    """A regression's threshold: where the pressure's score is 0.5."""
     edge = snap_threshold(0.5)
     return Threshold(edge, edge_probability(edge))
 
@@ -55,17 +81,50 @@ def gather(
     conductor: Conductor, weights: Weights, number: int, split: Split, threshold_edge: int | None = None
 ) -> dict[str, SiteTally]:
     """Every site's counts on one split, by site. Sites that failed or may release nothing are left out."""
+
+    def read(arrays: Arrays) -> SiteTally:
+        return fitting(conductor.study, from_arrays(arrays), split)
+
+    return read_answers(conductor, weights, number, split, threshold_edge, read)
+
+
+def gather_noised(
+    conductor: Conductor, weights: Weights, number: int, split: Split, threshold_edge: int | None = None
+) -> dict[str, NoisedTally]:
+    """Every site's noisy counts on one split of a private study, by site. Exact counts are turned away: in one sum with
+    noisy ones they would belie what the study says of its privacy."""
+    study = conductor.study
+    assert study.privacy is not None  # judge asks private studies only
+    groups = judged_groups(study, split)
+    scale = noise_scale(tables_of(groups), study.privacy.release_epsilon)
+
+    def read(arrays: Arrays) -> NoisedTally:
+        return from_noised_arrays(arrays, groups, scale)
+
+    return read_answers(conductor, weights, number, split, threshold_edge, read)
+
+
+def read_answers(
+    conductor: Conductor,
+    weights: Weights,
+    number: int,
+    split: Split,
+    threshold_edge: int | None,
+    read: Callable[[Arrays], Counted],
+) -> dict[str, Counted]:
+    """What `read` makes of each site's answer; a site that failed, or whose counts it refuses, is left out."""
     instruction = instruct(conductor, "evaluate", number, split=split, threshold_edge=threshold_edge)
-    tallies: dict[str, SiteTally] = {}
-    for answer in conductor.ask(instruction, travelling(conductor.study, "evaluate", weights), sorted(conductor.sites)):
+    found: dict[str, Counted] = {}
+    sent = travelling(conductor.study, "evaluate", weights)
+    for answer in ask_sites(conductor, instruction, sent, sorted(conductor.sites)):
         if isinstance(answer, SiteFailure):
             conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {answer.reason}")
             continue
         try:
-            tallies[answer.site] = fitting(conductor.study, from_arrays(answer.arrays), split)
+            found[answer.site] = read(answer.arrays)
         except HemoFedError as error:
             conductor.watcher.on_notice(f"{answer.site}: not in the {split} figures: {error.message}")
-    return tallies
+    return found
 
 
 def fitting(study: Study, tally: SiteTally, split: Split) -> SiteTally:

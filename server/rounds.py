@@ -13,7 +13,7 @@ from safetensors.numpy import load
 from server import checkpoint as checkpoints
 from server.aggregation import UPDATE_RULES, RunningMean, Weights, fault_of
 from server.checkpoint import Checkpoint, PhaseName, Position
-from server.conductor import Ask, Conductor, Watcher, instruct, require_sites
+from server.conductor import Ask, Conductor, Watcher, ask_sites, instruct, require_sites
 from server.judging import StudyOutcome, judge, validation_auroc
 from server.report.files import METRICS_FILE, load_metrics, write_metrics
 from server.report.results import RoundMetrics
@@ -63,6 +63,7 @@ def prepare(
     """Who takes part, with what weight, and where the study stands. Arguments as for `run_study`."""
     saved = begin(study, out / "checkpoint", resume, start)
     conductor = Conductor(study, ask, out, watcher or Watcher(), saved.position.run_id)
+    conductor.ledger_tips.update(saved.position.ledger_tips)
     accept_sites(conductor, described)
     return conductor, fix_site_weights(conductor, saved)
 
@@ -141,12 +142,16 @@ def keep_metrics_before(position: Position, out: Path) -> None:
 
 
 def accept_sites(conductor: Conductor, described: Mapping[str, SiteDescription | SiteFailure]) -> None:
-    """Leave out the sites that failed or run another release; stop where too few are left."""
+    """Leave out the sites that failed, run another release, or would send exact counts in a private study; stop where
+    too few are left."""
     for name, site in sorted(described.items()):
         if isinstance(site, SiteFailure):
             conductor.left_out[name] = site.reason
         elif site.release_sha256 != release_sha256():
             conductor.left_out[name] = "it runs another release of hemofed"
+        elif conductor.study.privacy is not None and site.disclosure != "noised":
+            # Before anything is spent: its exact counts could not be added to the noisy ones of the others.
+            conductor.left_out[name] = "its disclosure tier is not 'noised', which a private study needs"
         else:
             conductor.sites[name] = site
     for name, reason in conductor.left_out.items():
@@ -206,7 +211,7 @@ def run_round(
     instruction = instruct(conductor, name, number, phase.learning_rate_at(number))
     mean, reports, failed = RunningMean(), {}, []
     asked = participants(conductor, state, name)
-    for answer in conductor.ask(instruction, sent, asked):
+    for answer in ask_sites(conductor, instruction, sent, asked):
         fault = unusable(answer, trained)
         if isinstance(answer, SiteReply) and answer.reply.training is not None and fault is None:
             weight = state.position.site_weights[f"{name}/{answer.site}"]
@@ -220,7 +225,7 @@ def run_round(
     require_sites(conductor, len(reports), f"finished round {number} of {name}", needed)
     new, moments = UPDATE_RULES[study.federation.rule](trained, mean.mean(), state.moments, number, study.federation)
     state = Checkpoint(state.position, {**state.weights, **new}, moments, state.best_weights)
-    state = state.at(phase=name, round_number=number)
+    state = state.at(phase=name, round_number=number, ledger_tips=dict(conductor.ledger_tips))
     judged = name == "finetune" and study.evaluation.every_round
     score = validation_auroc(conductor, state, number) if judged else None
     state = remember_best(study, state, number, score)

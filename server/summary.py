@@ -128,7 +128,10 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
     """Slope and intercept of all patients; the reliability plot from cells that hold enough of them."""
     figures = reliability.calibration(everyone)
     bins: tuple[CalibrationBin, ...] = ()
+    error = None
     if not isinstance(curve, Suppressed):
+        shown = reliability.calibration(curve)
+        error = rounded(shown.expected_error)
         bins = tuple(
             CalibrationBin(
                 mean_predicted=round(cell.mean_predicted, 3),
@@ -137,7 +140,7 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
                 high=round(cell.high, 3),
                 patients=round_count(cell.count),
             )
-            for cell in reliability.calibration(curve).cells
+            for cell in shown.cells
         )
     values = [rounded(each) for each in (figures.intercept.value, figures.slope.value, figures.expected_over_observed)]
     why = figures.intercept.reason or figures.slope.reason or figures.reason or "not computed"
@@ -145,6 +148,7 @@ def calibration(curve: ScoreHistogram | Suppressed, everyone: ScoreHistogram) ->
         intercept=values[0],
         slope=values[1],
         expected_over_observed=values[2],
+        expected_error=error,
         bins=bins,
         reason=why if None in values else None,
     )
@@ -246,9 +250,13 @@ def subgroups(study: Study, tally: SiteTally, edge: int | None) -> tuple[Subgrou
         )
         if name in tally.withheld and not figures.get("suppressed"):
             figures["reason"] = f"lacks the patients of {tally.withheld[name]} sites that withheld it"
-        label = " & ".join(part.split("=", 1)[1] for part in name.split(" & "))
-        results.append(SubgroupResult(partition=partition_of(name), group=label, **figures))  # type: ignore[arg-type]
+        results.append(SubgroupResult(partition=partition_of(name), group=label_of(name), **figures))  # type: ignore[arg-type]
     return tuple(results)
+
+
+def label_of(name: str) -> str:
+    """A group's levels alone: "female & 50-75" of "sex=female & age=50-75"."""
+    return " & ".join(part.split("=", 1)[1] for part in name.split(" & "))
 
 
 def fairness(study: Study, tally: SiteTally) -> Fairness:
@@ -259,6 +267,11 @@ def fairness(study: Study, tally: SiteTally) -> Fairness:
         for name, group in shown.items()
         if isinstance(group, ScoreHistogram) and name != ALL and group.size
     }
+    return fairness_of(aurocs, DELONG)
+
+
+def fairness_of(aurocs: Mapping[str, intervals.Estimate], method: str) -> Fairness:
+    """The same from the AUROC of each group that may be shown, by name; `method` made their intervals."""
     by_partition: dict[str, dict[str, intervals.Estimate]] = {}
     for name, figure in aurocs.items():
         by_partition.setdefault(partition_of(name), {})[name] = figure
@@ -278,9 +291,9 @@ def fairness(study: Study, tally: SiteTally) -> Fairness:
         f"p for all of them (Bonferroni) {min(1.0, compared * largest.p_value):.2g}"
     )
     return Fairness(
-        worst_group=WorstGroup(partition=partition_of(worst), group=worst, auroc=estimate(aurocs[worst], DELONG)),
+        worst_group=WorstGroup(partition=partition_of(worst), group=worst, auroc=estimate(aurocs[worst], method)),
         largest_gap=Gap(
-            **estimate(largest.difference, "unpaired, DeLong").model_dump(),
+            **estimate(largest.difference, f"unpaired; {method}").model_dump(),
             partition=partition_of(largest.better),
             groups=(largest.better, largest.worse),
             note=note,

@@ -15,12 +15,18 @@ from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.rdp import RdpAccountant
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.optimize import brentq
+
+from shared_model.errors import ExitCode, HemoFedError
 
 if TYPE_CHECKING:
     from shared_model.study import Study
 
 SMALLEST_SIGMA, LARGEST_SIGMA = 0.3, 1000.0
 SIGMA_STEP = 1e-3
+MOST_ROUNDS = 10_000
+LOG_TOLERANCE, TINY = 1e-5, 1e-12
+BRACKET = 0.3  # of the logarithm; small, since little noise takes long to account for
 
 
 class Spend(BaseModel):
@@ -128,3 +134,68 @@ def filter_limit(epsilon: float, delta: float, order: float) -> float:
     that stops before it is exceeded is (epsilon, delta) private even if each mechanism was chosen after seeing the last
     (Feldman and Zrnic 2021, theorem 4.3)."""
     return max(0.0, epsilon - math.log(1 / delta) / (order - 1))
+
+
+def calibrate(plan: Sequence[Planned], epsilon: float, delta: float) -> tuple[Planned, ...]:
+    """The plan with all noise multipliers times one factor, the smallest such that it costs at most `epsilon`.
+
+    Multipliers are rounded up to three decimals, within 0.3 to 1000, and what they cost is computed again. Releases
+    of counts stay as they are. The plan has at least one phase of training.
+
+    Raises:
+        HemoFedError: no factor is enough: the releases cost too much, or the steps are too many (BUDGET_EXCEEDED).
+    """
+
+    def excess(log_factor: float) -> float:
+        return math.log(epsilon_of(spends_of(_scaled(plan, math.exp(log_factor))), delta) / epsilon + TINY)
+
+    sigmas = [line.each.noise_multiplier for line in plan if line.each.mechanism == "sampled_gaussian"]
+    least, most = math.log(SMALLEST_SIGMA / min(sigmas)), math.log(LARGEST_SIGMA / max(sigmas))
+    low = high = min(max(0.0, least), most)
+    while excess(high) > 0 and high < most:
+        low, high = high, min(high + 1, most)
+    while excess(low) <= 0 and low > least:
+        low, high = max(low - BRACKET, least), low
+    if excess(high) > 0:
+        raise HemoFedError(
+            f"privacy budget: no noise multiplier up to {LARGEST_SIGMA:g} makes the plan cost {epsilon:g} or less; "
+            "lower privacy.release_epsilon, or take fewer steps",
+            ExitCode.BUDGET_EXCEEDED,
+        )
+    factor = low if excess(low) <= 0 else brentq(excess, low, high, xtol=LOG_TOLERANCE)
+    while epsilon_of(spends_of(found := _scaled(plan, math.exp(factor), rounded_up=True)), delta) > epsilon:
+        factor += LOG_TOLERANCE
+    return found
+
+
+def _scaled(plan: Sequence[Planned], factor: float, rounded_up: bool = False) -> tuple[Planned, ...]:
+    """The plan with its noise multipliers times a factor."""
+    lines = []
+    for line in plan:
+        sigma = line.each.noise_multiplier * factor
+        sigma = math.ceil(sigma / SIGMA_STEP) * SIGMA_STEP if rounded_up else sigma
+        each = line.each.model_copy(update={"noise_multiplier": round(sigma, 9)})
+        lines.append(line.model_copy(update={"each": each}))
+    return tuple(lines)
+
+
+def rounds_that_fit(plan: Sequence[Planned], task: str, epsilon: float, delta: float) -> int:
+    """The most rounds of a task, at most 10000, with which the plan costs at most `epsilon`, its other lines being as
+    they are. It may be fewer than the plan has; 0 where the other lines alone cost more."""
+    once = loss_of(next(line.each for line in plan if line.task == task))
+    others = [loss_of(spend) for spend in spends_of([line for line in plan if line.task != task])]
+
+    rest = [reduce(lambda one, other: one.compose(other), others)] if others else []
+
+    def fits(rounds: int) -> bool:
+        total = reduce(lambda one, other: one.compose(other), rest, once.self_compose(rounds))
+        return float(total.get_epsilon_for_delta(delta)) <= epsilon
+
+    fitting, beyond = 0, 1
+    while beyond <= MOST_ROUNDS and fits(beyond):
+        fitting, beyond = beyond, 2 * beyond
+    beyond = min(beyond, MOST_ROUNDS + 1)
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
+    return fitting

@@ -32,26 +32,32 @@ class Suppressed:
     reason: str
 
 
-def check_tier(tier: str | None, minimum_cell: int | None, secure_sum_available: bool) -> str:
+def check_tier(tier: str | None, minimum_cell: int | None, secure_sum_available: bool, private: bool = False) -> str:
     """The tier, if counts may leave under it; else HemoFedError (exit code DISCLOSURE_REFUSED).
 
     Guarantee
     ---------
-    Fails closed: an unset or unknown tier, an unset minimum cell, `masked` without a
-    secure sum, and `noised` without a privacy ledger are refused, each with its reason. Nothing falls back to
-    another tier.
+    Fails closed: an unset or unknown tier, an unset minimum cell, `masked` without a secure sum, `noised` without
+    a private study whose release the ledger pays for, and any other tier in a `private` study (one with a
+    `[privacy]` table) are refused, each with its reason. Nothing falls back to another tier.
     """
     if tier not in TIERS:
         raise _refused(f"the disclosure tier is {tier!r}; set it in the site's policy to one of {', '.join(TIERS)}")
+    if tier != "noised" and private:
+        raise _refused(
+            f"the study is private and the site's tier is {tier!r}: exact counts would break its claim; "
+            "set it to 'noised'"
+        )
     if minimum_cell is None or minimum_cell < 1:
         raise _refused(
             f"minimum_cell is {minimum_cell!r}; set it in the site's policy ({DEFAULT_MINIMUM_CELL} is usual)"
         )
     if tier == "masked" and not secure_sum_available:
         raise _refused("tier 'masked' needs a secure sum and this run has none; use 'clear' or a secure sum")
-    if tier == "noised":
+    if tier == "noised" and not private:
         raise _refused(
-            "tier 'noised' needs a privacy ledger to debit and this release has none; use 'clear' or 'masked'"
+            "tier 'noised' debits a privacy ledger, and a study without [privacy] has nothing to debit; "
+            "add the table, or use 'clear' or 'masked'"
         )
     return tier
 

@@ -106,14 +106,21 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 12, time) float32, mV, 250 Hz, 0 where missing -> (batch, embedding_dim)."""
+        return self.summary(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What is seen when: (batch, 12, time) mV -> (batch, last width, time / 32)."""
         x = x.clamp(-CLIP_MV, CLIP_MV) * GAIN  # (batch, 12, 2500)
         x = torch.relu(self.stem(x))  # (batch, 64, 1250) | (batch, 16, 625)
         x = self.max_pool(x)  # (batch, 64, 625) | (batch, 16, 625)
-        x = self.blocks(x)  # (batch, 512, 79) | (batch, 128, 79)
-        pooled = x.mean(-1)  # (batch, 512) | (batch, 128)
+        return self.blocks(x)  # type: ignore[no-any-return]  # (batch, 512, 79) | (batch, 128, 79)
+
+    def summary(self, features: Tensor) -> Tensor:
+        """The embedding of features: (batch, last width, step) -> (batch, embedding_dim)."""
+        pooled = features.mean(-1)  # (batch, 512) | (batch, 128)
         if self.mean_and_max:
-            pooled = torch.cat([pooled, x.amax(-1)], 1)  # (batch, 256)
-        return self.embedding(pooled)  # type: ignore[no-any-return]  # (batch, embedding_dim)
+            pooled = torch.cat([pooled, features.amax(-1)], 1)  # (batch, 256)
+        return self.embedding(pooled)  # type: ignore[no-any-return]
 
 
 @contextmanager

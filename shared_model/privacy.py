@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PrivateTask = Literal["pretrain", "finetune"]
+DEFAULT_ORDER = 8.0
+Trained = Literal["all", "last_stage", "norms_and_biases", "head"]
 
 
 class Settings(BaseModel):
@@ -26,6 +27,9 @@ class PrivatePhase(Settings):
         clip_norm: C: the longest gradient, in L2, that one patient may contribute to a step.
         steps_per_round: steps that a hospital takes before its weights leave it.
         units: m: ECGs of a patient that are drawn for a step; their mean gradient is what is clipped.
+        trained: which weights are changed: fewer of them drown in less noise. `norms_and_biases` are those alone (Bu et
+            al. 2022, arXiv:2210.00036), `last_stage` the encoder's last stage and embedding, `head` no part of the
+            encoder; the head is always among them in fine-tuning.
         spare_rounds: rounds beyond the phase's own that the plan pays for, since a round that a crash cut short is
             spent and cannot be had back.
     """
@@ -35,6 +39,7 @@ class PrivatePhase(Settings):
     clip_norm: float = Field(default=1.0, gt=0)
     steps_per_round: int = Field(ge=1)
     units: int = Field(default=4, ge=1, le=64)
+    trained: Trained = "all"
     spare_rounds: int = Field(default=1, ge=0)
 
 
@@ -56,7 +61,7 @@ class PrivacySettings(Settings):
     epsilon: float = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     accounting: Literal["plan", "filter"] = "plan"
-    order: float = Field(default=8.0, gt=1)
+    order: float = Field(default=DEFAULT_ORDER, gt=1)
     bank_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     bank_weight: float = Field(default=1.0, ge=0)
     pretrain: PrivatePhase | None = None
@@ -65,8 +70,11 @@ class PrivacySettings(Settings):
 
     @model_validator(mode="after")
     def _order(self) -> "PrivacySettings":
-        if self.accounting == "plan" and "order" in self.model_fields_set:
+        # By its value, not by whether it was given: a study that travelled as JSON has every key given.
+        if self.accounting == "plan" and self.order != DEFAULT_ORDER:
             raise ValueError('order is used with accounting = "filter" only; remove it')
+        if self.pretrain is not None and self.pretrain.trained == "head":
+            raise ValueError('pretrain.trained = "head" leaves nothing to train; use another, or leave pretraining out')
         return self
 
     def phase(self, task: str) -> PrivatePhase | None:

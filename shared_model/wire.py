@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared_model.errors import ExitCode, HemoFedError
+from shared_model.ledger_chain import Entry, Tip
 from shared_model.study import Study
 
 SCHEMA_VERSION = 1
-MAXIMUM_TEXT = 200_000
+MAXIMUM_TEXT = 10_000_000  # a private site's ledger has about 1,000 characters a round
+
+EVALUATIONS = {"validation": 1, "test": 2}
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Task = Literal["describe", "distance", "pretrain", "finetune", "evaluate"]
@@ -40,29 +43,44 @@ class Instruction(Body):
     learning_rate: float = Field(default=0.0, ge=0)
     split: Split = "validation"
     threshold_edge: int | None = Field(default=None, ge=0)
+    ledger_tip: Tip = Tip()
+    """The last entry of this site's privacy ledger that the centre saw."""
+    ledger_tips: dict[str, Tip] = {}
+    """The same by site, at the centre alone: what goes to a site is `for_site`."""
+
+    def for_site(self, site: str) -> "Instruction":
+        """The instruction as one site gets it: of all ledgers it sees its own."""
+        return self.model_copy(update={"ledger_tip": self.ledger_tips.get(site, Tip()), "ledger_tips": {}})
+
+
+def ledger_round(instruction: Instruction) -> int:
+    """The round's number in a privacy ledger: the release of validation counts is the first evaluation, of test the
+    second."""
+    return EVALUATIONS[instruction.split] if instruction.task == "evaluate" else instruction.round_number
 
 
 class SiteDescription(Body):
-    """What a site says of itself. Every count is rounded as the site's own site.toml allows."""
+    """What a site says of itself. Every count is rounded as the site's own site.toml allows; to a private study it is
+    what the site declares, or None."""
 
     release_sha256: str
     simulated: bool
     disclosure: str = Field(max_length=20)
     shares_own_figures: bool
     minimum_cell: int = Field(ge=1)
-    records: int = Field(ge=0)
-    patients: int = Field(ge=0)
+    records: int | None = Field(default=None, ge=0)
+    patients: int | None = Field(default=None, ge=0)
     train_patients: int = Field(ge=0)
     labelled_train_patients: int = Field(ge=0)
     pretrain_patients: int = Field(ge=0)
     """Training patients whom the study's objective can learn from."""
-    validation_patients: int = Field(ge=0)
-    test_patients: int = Field(ge=0)
+    validation_patients: int | None = Field(default=None, ge=0)
+    test_patients: int | None = Field(default=None, ge=0)
 
 
 class TrainingReport(Body):
-    """How a round of local training went: means over the round's steps. Their number is not said: it is a count. A private
-    round says no more than the signal to noise of what it sends anyway."""
+    """How a round of local training went: means over the round's steps. Their number is not said: it is a count. A
+    private round says no more than the signal to noise of what it sends anyway."""
 
     loss: float | None = None
     signal_to_noise: float | None = None
@@ -81,6 +99,8 @@ class Reply(Body):
     reference: str = Field(default="", max_length=16, pattern=r"^[0-9a-f]*$")
     description: SiteDescription | None = None
     training: TrainingReport | None = None
+    ledger: tuple[Entry, ...] = Field(default=(), max_length=10_000)
+    """Of a private study: the entries of the site's ledger since the one that the centre saw."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +130,17 @@ BodyType = TypeVar("BodyType", bound=Body)
 
 def pack(body: Body, arrays: Arrays | None = None) -> RecordDict:
     """A message's content. Arrays go as raw numpy, never pickled."""
-    named = {name: Array(np.asarray(value, order="C")) for name, value in (arrays or {}).items()}
-    text = body.model_dump_json()
-    return RecordDict({"hemofed": ConfigRecord({"body": text}), "arrays": ArrayRecord(named)})
+    return pack_with(body, pack_arrays(arrays or {}))
+
+
+def pack_arrays(arrays: Arrays) -> ArrayRecord:
+    """The second half of a message, which several messages may share."""
+    return ArrayRecord({name: Array(np.asarray(value, order="C")) for name, value in arrays.items()})
+
+
+def pack_with(body: Body, arrays: ArrayRecord) -> RecordDict:
+    """A message's content from its halves."""
+    return RecordDict({"hemofed": ConfigRecord({"body": body.model_dump_json()}), "arrays": arrays})
 
 
 def unpack(content: RecordDict, kind: type[BodyType]) -> tuple[BodyType, dict[str, NDArray[np.generic]]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from client.bank import FEWEST_ECGS, SIGNALS
+from client.bank import FEWEST_ECGS, LABEL, SIGNALS
 from client.store import RecordIndex, open_store
 from shared_model.errors import ExitCode, HemoFedError
 from simulation.circulation import EFFECT_SCALE
@@ -41,20 +41,21 @@ def public_hospital(patients: int, name: str = "public", labelled_share: float =
     )
 
 
-def make_bank(ecgs: int, seed: int, spec: HospitalSpec | None = None) -> bytes:
+def make_bank(ecgs: int, seed: int, spec: HospitalSpec | None = None, labels: bool = False) -> bytes:
     """The file of a bank of `ecgs` simulated ECGs, one a patient; the bytes follow from the arguments alone.
 
     Args:
         spec: whom they are of; `public_hospital` where None.
+        labels: put their labels in, for supervised metric learning.
     """
-    spec = spec or public_hospital(ecgs)
+    spec = spec or public_hospital(ecgs, labelled_share=float(labels))
     with tempfile.TemporaryDirectory() as folder:
         hospital = Hospital(spec.model_copy(update={"patients": ecgs}), Path(folder) / "public")
         make_hospital(hospital, seed)
-        return bank_of(hospital.site_dir, ecgs, seed)
+        return bank_of(hospital.site_dir, ecgs, seed, labels)
 
 
-def bank_of(site_dir: Path, ecgs: int, seed: int) -> bytes:
+def bank_of(site_dir: Path, ecgs: int, seed: int, labels: bool = False) -> bytes:
     """The file of a bank of ECGs from a site folder: the first of each of up to `ecgs` random patients.
 
     Raises:
@@ -68,7 +69,10 @@ def bank_of(site_dir: Path, ecgs: int, seed: int) -> bytes:
             ExitCode.NO_USABLE_PATIENTS,
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:ecgs])
-    return save({SIGNALS: np.ascontiguousarray(store.read(chosen))})
+    arrays: dict[str, NDArray[np.generic]] = {SIGNALS: np.ascontiguousarray(store.read(chosen))}
+    if labels:
+        arrays |= {f"{LABEL}{name}": values[chosen].astype(np.float32) for name, values in store.index.labels.items()}
+    return save(arrays)
 
 
 def first_ecgs(index: RecordIndex) -> NDArray[np.int64]:

@@ -21,8 +21,12 @@ from simulation.comparison import compare as comparison_of
 from simulation.comparison_output import JSON_FILE, MARKDOWN_FILE
 from simulation.comparison_output import print_table as print_comparison
 from simulation.experiment import Experiment, run_experiment
-from simulation.plan import load_comparison, load_plan
+from simulation.plan import load_comparison, load_plan, load_tradeoff
 from simulation.table import print_table
+from simulation.tradeoff import AskedTradeoff
+from simulation.tradeoff import tradeoff as tradeoff_of
+from simulation.tradeoff_output import JSON_FILE as TRADEOFF_JSON
+from simulation.tradeoff_output import MARKDOWN_FILE as TRADEOFF_MARKDOWN
 
 NAME = "hemofed-sim"
 CORES = len(os.sched_getaffinity(0))
@@ -50,6 +54,10 @@ def run(
     start: Annotated[
         Path | None, typer.Option(help="Weights to begin with, where the study names their start_sha256.")
     ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="The bank that a private study names; it is put into every site folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -64,7 +72,7 @@ def run(
         )
     make_folder(out)
     console = Console(stderr=True, quiet=quiet)
-    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume, start)
+    experiment = Experiment(study, None if site else plan, out, engine, workers, baselines, resume, start, bank)
     results = run_experiment(experiment, own_sites(site or []), console)
     if as_json:
         print((out / RESULTS_FILE).read_text(encoding="utf-8"))
@@ -107,17 +115,40 @@ def compare(
 
 
 @app.command()
-def bank(
+def tradeoff(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study with [privacy] and [tradeoff].")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for tradeoff.md, .json, .svg and all cells.")],
+    workers: Annotated[int, typer.Option(min=1, help="Cells at the same time.")] = CORES,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the trade-off that OUT holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tradeoff.json instead of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """What privacy costs in accuracy, on simulated hospitals: epsilon by start and by what is trained."""
+    study, plan, settings = load_tradeoff(study_file)
+    if (out / "identity.json").exists() and not resume:
+        raise HemoFedError(
+            f"{out}: holds a trade-off already; add --resume to go on, or give another --out", ExitCode.USAGE
+        )
+    make_folder(out)
+    tradeoff_of(AskedTradeoff(study, plan, settings, out, workers), Console(stderr=True, quiet=quiet))
+    print((out / (TRADEOFF_JSON if as_json else TRADEOFF_MARKDOWN)).read_text(encoding="utf-8"))
+
+
+@app.command(name="bank")
+def make_a_bank(
     out: Annotated[Path, typer.Option("--out", help="The bank's file, *.safetensors.")],
     ecgs: Annotated[int, typer.Option(min=FEWEST_ECGS, max=65_535, help="Public ECGs, one a patient.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Draws the patients.")] = 1,
     site: Annotated[
         Path | None, typer.Option(help="A site folder of public ECGs to take them from, in place of simulated ones.")
     ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Put their labels in, for supervised metric learning.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make the bank of public ECGs that private pretraining compares with."""
-    sha256 = write_bank(bank_of(site, ecgs, seed) if site else make_bank(ecgs, seed), out)
+    sha256 = write_bank(bank_of(site, ecgs, seed, labels) if site else make_bank(ecgs, seed, labels=labels), out)
     if as_json:
         print(json.dumps({"file": str(out), "sha256": sha256}))
         return

@@ -97,7 +97,17 @@ def prepared(asked: Asked, own_sites: Mapping[str, Path], console: Console) -> S
 
 
 def check_study(study: Study) -> None:
-    """What stays at a site would be lost between a job's steps, and the model be scored without it: HemoFedError."""
+    """Refuse what the jobs cannot do: what stays at a site would be lost between a job's steps, and the model be scored
+    without it; and each of many jobs would spend the hospitals' privacy budget.
+
+    Raises:
+        HemoFedError: the study has either.
+    """
+    if study.privacy is not None:
+        raise HemoFedError(
+            "comparison: a study with [privacy] is not compared, each job would spend budget; remove the table",
+            ExitCode.BAD_STUDY,
+        )
     if study.federation.rule == "fedbn" or not study.finetune.share_head:
         raise HemoFedError(
             "comparison: models of which a part stays at the site are not compared; "

@@ -29,6 +29,7 @@ from simulation.consortium import TRUTH_FILE, hospitals_of, make_hospitals
 from simulation.grid import run_in_process, run_on_ray
 from simulation.oracle import oracle_auroc
 from simulation.plan import Simulation
+from simulation.private_sites import equip, put_bank
 from simulation.watch import bars, watched
 
 ORACLE = (
@@ -49,6 +50,7 @@ class Experiment:
     baselines: bool
     resume: bool
     start: Path | None = None
+    bank: Path | None = None
 
 
 def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], console: Console) -> Results:
@@ -65,10 +67,16 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
         for hospital in hospitals_of(experiment.plan, out / "hospitals"):
             sites[hospital.spec.name] = hospital.site_dir
             truths[hospital.spec.name] = hospital.folder / TRUTH_FILE
+            if study.privacy is not None:
+                share = int(experiment.plan.split.split("/")[0]) / 100
+                equip(hospital.site_dir, study, round(share * hospital.spec.patients), experiment.bank)
     if not sites:
         raise HemoFedError(
             "no hospitals: give --site DIR, or a [simulation] table in the study file", ExitCode.BAD_STUDY
         )
+    if experiment.plan is None and study.privacy is not None:
+        for site_dir in sites.values():
+            put_bank(site_dir, study.privacy, experiment.bank)
     engine = run_on_ray if experiment.engine == "ray" else run_in_process
     with watched(study, out, sites, console):
         engine(
@@ -83,8 +91,10 @@ def run_experiment(experiment: Experiment, own_sites: Mapping[str, Path], consol
     # A hospital that was left out stays out of every arm: the comparison is on the same data, or it is none.
     sites = {site.name: sites[site.name] for site in results.sites}
     truths = {name: path for name, path in truths.items() if name in sites}
-    if experiment.baselines:
+    if experiment.baselines and study.privacy is None:
         train_baselines(experiment, sites, console)
+    elif experiment.baselines:
+        console.print("no baselines: each would spend the hospitals' privacy budget again", style="yellow")
     scored = score_all(study, sites, out, truths)
     results = results.model_copy(update={"baselines": baselines_of(study, scored, sites)})
     if experiment.plan is not None:

@@ -10,6 +10,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Study, explain, read_toml, study_from_table
 from simulation.comparison_plan import Comparison
 from simulation.hospitals import HospitalSpec
+from simulation.tradeoff_plan import Tradeoff
 
 Table = TypeVar("Table", bound=BaseModel)
 
@@ -60,10 +61,34 @@ def load_comparison(path: Path) -> tuple[Study, Simulation | None, Comparison]:
     return study, _checked(Simulation, simulated, f"{path}: simulation"), comparison
 
 
+def load_tradeoff(path: Path) -> tuple[Study, Simulation, Tradeoff]:
+    """Read a study file with `[simulation]` and `[tradeoff]`. The banks are made, so the study need not name one.
+
+    Raises:
+        HemoFedError: as `load_plan`, or one of the tables is missing.
+    """
+    table = read_toml(path)
+    if isinstance(table.get("privacy"), dict):
+        table["privacy"].setdefault("bank_sha256", "0" * 64)
+    found, study, simulated = table.pop("tradeoff", None), *_parted(table, path)[:2]
+    tradeoff = _checked(Tradeoff, found, f"{path}: tradeoff")
+    plan = _checked(Simulation, simulated, f"{path}: simulation")
+    if tradeoff is None or plan is None:
+        raise HemoFedError(
+            f"{path}: a trade-off needs [tradeoff] and [simulation]; see docs/tradeoff.md",
+            ExitCode.BAD_STUDY,
+        )
+    return study, plan, tradeoff
+
+
 def _tables(path: Path) -> tuple[Study, Any, Any]:
     """The study of a file, and what it says of simulated hospitals and of a comparison, unchecked."""
-    table = read_toml(path)
+    return _parted(read_toml(path), path)
+
+
+def _parted(table: dict[str, Any], path: Path) -> tuple[Study, Any, Any]:
     simulated, comparison = table.pop("simulation", None), table.pop("comparison", None)
+    table.pop("tradeoff", None)
     return study_from_table(table, str(path)), simulated, comparison
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from client.site import SiteSettings, load_site, write_site
 from server.report.files import load_metrics
 from shared_model.histograms import histogram_of
+from shared_model.ledger_chain import Entry, Tip, tip_of
 from shared_model.release import release_sha256
 from shared_model.study import Study, study_from_table
 from shared_model.subgroups import ALL
@@ -28,6 +29,7 @@ from shared_model.wire import (
     SiteFailure,
     SiteReply,
     TrainingReport,
+    ledger_round,
 )
 
 TINY: dict[str, Any] = {
@@ -44,6 +46,19 @@ def tiny_study(**tables: Any) -> Study:
     for key, value in tables.items():
         table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
     return study_from_table(table, "test")
+
+
+def private_study(**tables: Any) -> Study:
+    """A tiny study of fine-tuning alone, under `[privacy]`."""
+    finetune = {"sampling_rate": 0.5, "noise_multiplier": 1.0, "steps_per_round": 2}
+    private: dict[str, Any] = {
+        "pretrain": {"rounds": 0},
+        "evaluation": {"every_round": False},
+        "privacy": {"epsilon": 50.0, "release_epsilon": 1.0, "finetune": finetune},
+    }
+    for key, value in tables.items():
+        private[key] = {**private.get(key, {}), **value} if isinstance(value, dict) else value
+    return tiny_study(**private)
 
 
 def identify_process() -> None:
@@ -118,6 +133,30 @@ def counted(site: str, patients: int = 40) -> Answer:
     return SiteReply(site, Reply(site=site), to_arrays(tally, fine=True))
 
 
+def paid_entries(instruction: Instruction, before: Sequence[Entry]) -> list[Entry]:
+    """What a ledger that ends with `before` gains by a round: a header where it is new, reservation, answer."""
+    new: list[Entry] = []
+
+    def add(kind: Any, **content: Any) -> None:
+        tip = tip_of([*before, *new][-1]) if before or new else Tip()
+        usual = {"sequence": tip.sequence + 1, "previous": tip.head, "written_at": "2026-01-02T03:04:05+00:00"}
+        new.append(Entry(kind=kind, **usual, **content))
+
+    if not before:
+        header = {"cohort": "0" * 32, "unit": "patient", "adjacency": "add or remove one", "epsilon": 50, "delta": 1e-3}
+        add("header", header=header)
+    asked = {
+        "study": instruction.study.digest,
+        "run_id": instruction.run_id,
+        "task": instruction.task,
+        "round_number": ledger_round(instruction),
+        "request_sha256": "1" * 64,
+    }
+    add("reserve", spend={"mechanism": "sampled_gaussian", "count": 1, "noise_multiplier": 1.0}, **asked)
+    add("commit", answered={"reservation": len(before) + len(new), "answer_sha256": "2" * 64}, **asked)
+    return new
+
+
 @dataclass
 class MadeUpSites:
     """`ask` over sites that have no ECGs; it remembers every instruction, and who was asked."""
@@ -126,6 +165,7 @@ class MadeUpSites:
     evaluate: Callable[[str, Instruction], Answer] = lambda site, instruction: counted(site)
     seen: list[tuple[Instruction, tuple[str, ...]]] = field(default_factory=list)
     sent: list[set[str]] = field(default_factory=list)
+    ledgers: dict[str, list[Entry]] = field(default_factory=dict)
 
     def ask(self, instruction: Instruction, arrays: Arrays, sites: Sequence[str]) -> Iterator[Answer]:
         """As `server.app.asker` gives it: one answer a site, in site-name order."""
@@ -133,9 +173,20 @@ class MadeUpSites:
         self.sent.append(set(arrays))
         for site in sorted(sites):
             if instruction.task == "evaluate":
-                yield self.evaluate(site, instruction)
+                answer = self.evaluate(site, instruction)
             else:
-                yield self.train(site, instruction, arrays)
+                answer = self.train(site, instruction, arrays)
+            yield self.paid(answer, instruction) if instruction.study.privacy else answer
+
+    def paid(self, answer: Answer, instruction: Instruction) -> Answer:
+        """The answer with what an honest site's ledger gained by it."""
+        if not isinstance(answer, SiteReply):
+            return answer
+        entries = self.ledgers.setdefault(answer.site, [])
+        seen = instruction.ledger_tips.get(answer.site, Tip()).sequence
+        entries += paid_entries(instruction, entries)
+        reply = answer.reply.model_copy(update={"ledger": tuple(entries[seen:])})
+        return SiteReply(answer.site, reply, answer.arrays)
 
     def of(self, task: str) -> list[Instruction]:
         """The instructions of one task, in the order given."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
-from client.bank import BANK_FOLDER, Bank, load_bank, neighbours
+from client.bank import BANK_FOLDER, Bank, load_bank, neighbours, neighbours_by_label
 from client.store import Store, open_store
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.leads import to_millivolt
@@ -97,6 +97,27 @@ def test_near_and_far_are_those_of_each_ecg_by_itself(
         apart = np.array([float(relation.distance(torch.cat([own, other]))[0, 1]) for other in public])
         np.testing.assert_allclose(apart[found.near[row]], np.sort(apart)[:5], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(apart[found.far[row]], np.sort(apart)[-2:], rtol=1e-3, atol=1e-4)
+
+
+def test_by_label_the_nearest_pressure_is_near_and_the_farthest_far(
+    site_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    data = make_bank(ECGS, seed=3, labels=True)
+    bank = load_bank(put(data, tmp_path), hashlib.sha256(data).hexdigest())
+    public = bank.labels["mpcwp_mmhg"]
+    store = open_store(site_dirs["alpha"])
+    found = neighbours_by_label(store, ObjectiveSettings(name="supervised_dml_triplet"), bank, "mpcwp_mmhg")
+    for row, own in enumerate(store.index.labels["mpcwp_mmhg"]):
+        apart = [abs(float(own) - float(other)) for other in public]
+        assert apart[found.near[row, 0]] == min(apart)
+        assert apart[found.far[row, -1]] == max(apart)
+
+
+def test_a_bank_without_the_label_is_refused(bank: Bank, site_dirs: Mapping[str, Path]) -> None:
+    objective = ObjectiveSettings(name="supervised_dml_triplet")
+    with pytest.raises(HemoFedError, match="--labels") as caught:
+        neighbours_by_label(open_store(site_dirs["alpha"]), objective, bank, "mpcwp_mmhg")
+    assert caught.value.exit_code == ExitCode.BANK_DIFFERS
 
 
 def test_the_table_is_kept_at_the_site_and_made_anew_for_another_bank(

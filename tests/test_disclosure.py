@@ -314,6 +314,14 @@ def test_tiers_fail_closed(tier: str | None, minimum_cell: int | None, secure: b
     assert caught.value.exit_code is ExitCode.DISCLOSURE_REFUSED
 
 
+@pytest.mark.parametrize("tier", ["clear", "masked", None])
+def test_a_private_study_takes_noisy_counts_alone(tier: str | None) -> None:
+    with pytest.raises(HemoFedError, match="exact counts" if tier else "disclosure tier is None") as caught:
+        check_tier(tier, 11, True, private=True)
+    assert caught.value.exit_code is ExitCode.DISCLOSURE_REFUSED
+    assert check_tier("noised", 11, False, private=True) == "noised"
+
+
 def test_tiers_that_are_allowed() -> None:
     assert check_tier("clear", 11, False) == "clear"
     assert check_tier("masked", 11, True) == "masked"

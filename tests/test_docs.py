@@ -22,7 +22,8 @@ import simulation.cli
 from shared_model.study import Study, study_from_table
 from simulation.comparison_plan import Comparison
 from simulation.hospitals import HospitalSpec, write_hospital
-from simulation.plan import Simulation, load_comparison, load_plan
+from simulation.plan import Simulation, load_comparison, load_plan, load_tradeoff
+from simulation.tradeoff_plan import Tradeoff
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -245,7 +246,7 @@ def type_words(annotation: object) -> set[str]:
     if origin is Literal:
         return {f"`{value}`" for value in arguments}
     if origin is tuple:
-        return {"list of numbers" if float in arguments else "list of text"}
+        return {{float: "list of numbers", int: "list of integers"}.get(arguments[0], "list of text")}
     if origin is dict:
         return {"table of numbers"}
     if hasattr(annotation, "__metadata__"):
@@ -254,6 +255,7 @@ def type_words(annotation: object) -> set[str]:
 
 
 SCHEMA = schema_keys(Study) | schema_keys(Simulation, "simulation.") | schema_keys(Comparison, "comparison.")
+SCHEMA |= schema_keys(Tradeoff, "tradeoff.")
 
 
 def test_every_key_of_a_study_is_documented_and_no_other() -> None:
@@ -277,6 +279,9 @@ def test_documented_type_and_default_are_the_schemas(key: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "simulation" / "studies").glob("*.toml")), ids=lambda path: path.name)
 def test_studies_that_come_along_are_valid(path: Path) -> None:
+    if "[tradeoff]" in path.read_text(encoding="utf-8"):
+        assert load_tradeoff(path)[2].sweeps
+        return
     study, _ = load_plan(path)
     assert study.name
     if "[comparison]" in path.read_text(encoding="utf-8"):

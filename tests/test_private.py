@@ -1,7 +1,7 @@
 """Private steps: one patient moves the sum by no more than C, the noise is what it should be, and guards that bite."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from client import private
 from client.bank import Bank, Neighbours
 from client.private import (
+    Gradients,
     Mechanism,
     Network,
     Unit,
-    UnitLoss,
+    cheapest,
     clipped_sum,
     coins,
     gradients_by_loop,
@@ -27,19 +28,21 @@ from client.private import (
 )
 from client.store import Store
 from client.training import LocalWork
-from shared_model.encoder import EncoderSettings, build_encoder
+from shared_model.encoder import Encoder, EncoderSettings, build_encoder, weights_from
 from shared_model.errors import ExitCode, HemoFedError
 from shared_model.heads import build_head
 from shared_model.objectives.draws import Rows
 from shared_model.objectives.losses import triplet_loss
 from shared_model.objectives.mining import Triplets
 from shared_model.privacy import PrivatePhase
+from shared_model.reconstruction import Decoder, Reconstructor
 from shared_model.study import Phase, Study
 from tests.stores import memory_store
 from tests.twins import draw_twins
 
 CLIP = 0.05  # far below the norms that these networks give, so that every patient is clipped
 SLACK = 1 + 1e-5
+KINDS = ("pretrain", "finetune", "reconstruct")
 SECRET = b"the coins of one step, fixed so that two sums can be compared"
 SMALL = EncoderSettings(embedding_dim=16)
 PAPER = EncoderSettings(preset="resnet18")
@@ -102,11 +105,14 @@ def network_of(encoder: EncoderSettings, with_head: bool, seed: int = 1) -> nn.M
 def mechanism_of(kind: str, encoder: EncoderSettings = SMALL, units: int = 1) -> tuple[Mechanism, list[Rows]]:
     store, patients = patients_of_all_kinds()
     if kind == "finetune":
-        return private.finetuning(study_of(units=units), network_of(encoder, True), store), patients
+        network = cast(nn.Sequential, network_of(encoder, True))
+        return private.finetuning(study_of(units=units), network, store), patients
+    if kind == "reconstruct":
+        with weights_from(1):
+            decoder = Decoder(encoder)
+        network = Reconstructor(cast(Encoder, network_of(encoder, False)), decoder)
+        return private.reconstructing(study_of("masked_reconstruction", units=units), network, store), patients
     return private.pretraining(study_of(units=units), network_of(encoder, False), store, *bank_of()), patients
-
-
-Gradients = Callable[[nn.Module, Sequence[nn.Parameter], UnitLoss, Iterable[Unit]], Iterable[Sequence[Tensor]]]
 
 
 def sum_of(mechanism: Mechanism, patients: Sequence[Rows], gradients: Gradients = gradients_by_loop) -> Sum:
@@ -151,18 +157,20 @@ def shaker(network: nn.Module) -> Callable[[], None]:
     return shake
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_patient_moves_the_sum_by_at_most_c(kind: str) -> None:
-    """Random, flat, loud, duplicate and hub patients, 250 pairs for each of the two losses."""
+    """Random, flat, loud, duplicate and hub patients, 200 pairs for each of the three losses."""
     mechanism, patients = mechanism_of(kind)
-    worst = largest_change(sum_of(mechanism, patients), len(patients), 250, shaker(mechanism.network))
+    way = cheapest(list(mechanism.network.parameters()), torch.device("cpu"))
+    worst = largest_change(sum_of(mechanism, patients, way), len(patients), 200, shaker(mechanism.network))
     assert 0.99 < worst <= SLACK  # and the bound is met, so that the clip is not idle
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_patient_moves_the_sum_by_at_most_c_in_the_papers_encoder(kind: str) -> None:
     mechanism, patients = mechanism_of(kind, PAPER, units=2)
+    assert cheapest(list(mechanism.network.parameters()), torch.device("cpu")) is gradients_by_loop
     assert 0.99 < largest_change(sum_of(mechanism, patients), len(patients), 24) <= SLACK
 
 
@@ -228,7 +236,7 @@ def test_control_a_z_score_over_the_cohort_breaks_the_bound() -> None:
 # ---- the sum
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_is_the_same_in_any_order_and_by_any_way_of_taking_gradients(kind: str) -> None:
     mechanism, patients = mechanism_of(kind, units=2)
     loop, vmap = (sum_of(mechanism, patients, way) for way in (gradients_by_loop, gradients_by_vmap))
@@ -239,6 +247,21 @@ def test_the_sum_is_the_same_in_any_order_and_by_any_way_of_taking_gradients(kin
     assert distance(vmap(everyone), expected) < 1e-3 * norm
     alone = [loop([p]) for p in everyone]
     assert distance([sum(parts) for parts in zip(*alone, strict=True)], expected) < 1e-5 * norm  # type: ignore[misc]
+
+
+def test_a_patients_gradient_is_the_same_to_the_last_bit_in_any_company() -> None:
+    """Kernels round differently for another number of ECGs, and an edge of a ReLU can make 1e-4 of C of it."""
+    mechanism, patients = mechanism_of("pretrain", units=2)
+    parameters = list(mechanism.network.parameters())
+
+    def gradients(chosen: list[int]) -> list[Sequence[Tensor]]:
+        units = [mechanism.draw_unit(patients[p], coins(SECRET, p, torch.device("cpu"))) for p in chosen]
+        return list(gradients_by_vmap(mechanism.network, parameters, mechanism.unit_loss, mechanism.prepare(units)))
+
+    together = gradients(list(range(12)))
+    for patient in (0, 5, 11):
+        (alone,) = gradients([patient])
+        assert all(torch.equal(one, other) for one, other in zip(alone, together[patient], strict=True))
 
 
 def test_per_patient_gradients_are_opacus_ones() -> None:
@@ -312,6 +335,13 @@ def test_coins_are_a_patients_own() -> None:
 def work_of(learning_rate: float = 1e-3, **changes: object) -> LocalWork:
     phase = Phase(rounds=1, weight_decay=0.0)
     return LocalWork(phase, np.arange(1), learning_rate, seed=0, **changes)  # type: ignore[arg-type]
+
+
+def test_small_networks_and_gpus_take_many_patients_at_once() -> None:
+    small, large = [nn.Parameter(torch.zeros(10))], [nn.Parameter(torch.zeros(2_000_000))]
+    assert cheapest(small, torch.device("cpu")) is gradients_by_vmap
+    assert cheapest(large, torch.device("cpu")) is gradients_by_loop
+    assert cheapest(large, torch.device("cuda")) is gradients_by_vmap
 
 
 class Recorder(nn.Module):
@@ -438,12 +468,29 @@ def test_the_pretraining_loss_is_the_formula() -> None:
         assert float(mechanism.unit_loss(mechanism.network, unit)) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
+def test_a_frozen_encoder_is_gone_through_once_and_gives_the_same_gradients_of_the_head() -> None:
+    store, patients = patients_of_all_kinds()
+    network = cast(nn.Sequential, network_of(SMALL, True))
+    whole = private.finetuning(study_of(units=2), network, store)
+    network[0].requires_grad_(False)
+    short = private.finetuning(study_of(units=2), network, store)
+    assert short.network is network[1]
+    parameters = list(network[1].parameters())
+    sums = []
+    for mechanism in (whole, short):
+        units = [mechanism.draw_unit(patients[p], coins(SECRET, p, torch.device("cpu"))) for p in range(8)]
+        found = gradients_by_loop(mechanism.network, parameters, mechanism.unit_loss, mechanism.prepare(units))
+        sums.append(clipped_sum(parameters, found, CLIP))
+    assert distance(*sums) < 1e-4 * CLIP
+    assert short.prepare([]) == []
+
+
 def test_a_units_ecgs_are_the_patients_own() -> None:
     store, patients = patients_of_all_kinds()
     study = study_of(units=40).model_copy(
         update={"finetune": study_of().finetune.model_copy(update={"augment": False})}
     )
-    mechanism = private.finetuning(study, network_of(SMALL, True), store)
+    mechanism = private.finetuning(study, cast(nn.Sequential, network_of(SMALL, True)), store)
     signals, values = mechanism.draw_unit(patients[4], coins(SECRET, 4, torch.device("cpu")))
     wanted = {round(float(store.index.labels["mpcwp_mmhg"][row]), 4) for row in patients[4]}
     assert {round(float(value), 4) for value in values} == wanted

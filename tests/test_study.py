@@ -11,6 +11,7 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.study import Finetune, Phase, Settings, Study, Target, derive_seed, load_study
 from simulation.plan import load_plan
 from tests.federations import tiny_study
+from tests.private_studies import private_study
 
 DEMO = Path(__file__).resolve().parents[1] / "simulation" / "studies" / "demo.toml"
 
@@ -158,3 +159,11 @@ def test_no_two_sites_rounds_or_phases_share_a_seed() -> None:
     assert len({derive_seed(*each) for each in parts}) == len(parts)
     assert derive_seed(1, "a") == derive_seed(1, "a")
     assert all(0 <= derive_seed(*each) < 2**63 for each in parts)
+
+
+def test_a_private_study_survives_the_wire() -> None:
+    study = private_study()
+    assert Study.model_validate_json(study.model_dump_json()) == study
+    assert private_study(accounting="filter", order=12.0).privacy is not None
+    with pytest.raises(HemoFedError, match="order is used with accounting"):
+        private_study(order=12.0)

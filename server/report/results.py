@@ -37,7 +37,8 @@ class Explained(Record):
 
 
 class Estimate(Explained):
-    """One figure with its 95% interval. `bound`: how far binning may have moved it; null = not binned."""
+    """One figure with its 95% interval. `bound`: how far binning may have moved it; null: not binned, or the counts are
+    noisy."""
 
     figures: ClassVar[tuple[str, ...]] = ("value", "low", "high")
     value: float | None = None
@@ -73,12 +74,13 @@ class CalibrationBin(Record):
 
 
 class Calibration(Explained):
-    """Perfect: intercept 0, slope 1, expected over observed 1."""
+    """Perfect: intercept 0, slope 1, expected over observed 1, `expected_error` (of the bins shown) 0."""
 
     figures: ClassVar[tuple[str, ...]] = ("intercept", "slope", "expected_over_observed")
     intercept: float | None = None
     slope: float | None = None
     expected_over_observed: float | None = None
+    expected_error: float | None = None
     bins: tuple[CalibrationBin, ...] = ()
 
 
@@ -285,12 +287,16 @@ class Threshold(Explained):
 
 
 class Privacy(Record):
-    """What guarded the patients in this run."""
+    """What guarded the patients. `epsilon` and `delta` hold for the whole study, for one `unit` more or less at one
+    hospital; `release_epsilon` and `count_noise_sd` are of the test counts. All null where training was not private."""
 
     differentially_private: bool = False
     secure_aggregation: bool = False
+    unit: Literal["patient"] | None = None
     epsilon: float | None = None
     delta: float | None = None
+    release_epsilon: float | None = None
+    count_noise_sd: float | None = None
     disclosure_tier: str = "in the clear"
     score_bins: int | None = None
     minimum_cell: int = 11

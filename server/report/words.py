@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from server.report.results import Estimate, GroupResult, Oracle, Results
+from server.report.results import Estimate, GroupResult, Oracle, Privacy, Results
 from shared_model.page import NOT_COMPUTED
 from shared_model.page import count as count
 from shared_model.page import number as number
@@ -153,18 +153,33 @@ def privacy_statement(results: Results) -> str:
     privacy = results.privacy
     if privacy.differentially_private:
         spent = f"epsilon {number(privacy.epsilon, 2)} at delta {privacy.delta:g}" if privacy.delta else "see log"
-        training = f"Training was differentially private for each patient: {spent}."
+        training = (
+            f"Training was differentially private for each patient: {spent}, for one patient more or less at one "
+            "hospital, figures included."
+        )
     else:
         training = (
             "Training was NOT differentially private. ECGs stayed at the hospitals, but model weights may "
             "reveal who was trained on: until the hospitals decide otherwise, the model is patient data."
         )
     sums = "inside a secure sum" if privacy.secure_aggregation else "without a secure sum: the centre saw each"
+    return f"{training} Weights travelled {sums}. {counts_statement(privacy)}"
+
+
+def counts_statement(privacy: Privacy) -> str:
+    """How the counts behind the test figures left the hospitals."""
     bins = f", scores in {privacy.score_bins} bins" if privacy.score_bins else ""
+    left = f"Test figures left the hospitals at disclosure tier {privacy.disclosure_tier}{bins}"
+    if privacy.release_epsilon is None:
+        return (
+            f"{left}; cells of fewer than {privacy.minimum_cell} patients are suppressed, counts are rounded to "
+            f"{privacy.rounded_to}."
+        )
     return (
-        f"{training} Weights travelled {sums}. Test figures left the hospitals at "
-        f"disclosure tier {privacy.disclosure_tier}{bins}; cells of fewer than {privacy.minimum_cell} "
-        f"patients are suppressed, counts are rounded to {privacy.rounded_to}."
+        f"{left}: noise was added to every count (epsilon {privacy.release_epsilon:g} for all counts of test patients; "
+        f"SD {number(privacy.count_noise_sd, 1)} patients in a count of one hospital), and the intervals include it. "
+        f"Groups too small beside the noise are not shown; numbers of patients are noisy too, and rounded to "
+        f"{privacy.rounded_to}."
     )
 
 
@@ -185,6 +200,11 @@ def limits(results: Results) -> list[str]:
         found.append(
             f"AUROCs come from binned scores; binning moves the main one by at most "
             f"{number(results.own.auroc.bound, 4)}."
+        )
+    if results.privacy.release_epsilon is not None:
+        found.append(
+            "AUROCs come from noisy counts in a few wide score bins, corrected for binning as if the scores of each "
+            "class were normal; where they are not, an error of up to some 0.006 is left, which no interval holds."
         )
     if any(group.suppressed for group in (*results.subgroups, *results.site_results)):
         found.append("Groups too small to show are suppressed: performance in them is unknown, not good.")

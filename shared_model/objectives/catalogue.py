@@ -111,6 +111,8 @@ def _supervised_dml(kind: str, relation: str, loss: str, departures: str, **defa
         SUPERVISED_DML_PUBLISHED,
         defaults=defaults,
         labels=True,
+        # The others look at a trained boundary, at angles or at who is in a class: not shown for a bank.
+        private="bank" if kind == "triplet" else "no",
     )
 
 
@@ -339,6 +341,17 @@ ROWS = (
         "wave_attributes",
         "attributes within `radius`, as the paper says, where its code clusters training and test ECGs together",
         radius=1.0,
+    ),
+    Method(
+        "masked_reconstruction",
+        "same_record",
+        "masked_reconstruction",
+        "masked autoencoders: He et al., CVPR 2022 (arXiv:2111.06377)",
+        "a convolutional encoder sees hidden stretches as zeros, where the source's transformer leaves them out; half "
+        "of the time is hidden in all leads at once, where images bear three quarters; the ECG is rebuilt at 62.5 Hz; "
+        f"{ONE_ENCODER}",
+        {"hidden_share": 0.75, "optimizer": "AdamW", "learning_rate": 1.5e-4, "weight_decay": 0.05, "epochs": 800},
+        private="alone",
     ),
     Method(
         "cpc",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from shared_model.encoder import EncoderSettings, weights_from
 from shared_model.motif_distance import MotifDistance
 from shared_model.objectives.settings import ObjectiveSettings
+from shared_model.reconstruction import Decoder
 from shared_model.recurrent import FuturePredictors
 from shared_model.time_frequency import TimeFrequencyProjectors
 
@@ -41,6 +42,8 @@ def build_pretext(objective: ObjectiveSettings, encoder: EncoderSettings, seed: 
             parts["projectors"] = TimeFrequencyProjectors(encoder)
         if objective.method.loss == "cpc":
             parts["predictors"] = FuturePredictors(encoder, objective.horizon)
+        if objective.method.loss == "masked_reconstruction":
+            parts["decoder"] = Decoder(encoder)
     return nn.ModuleDict(parts)
 
 

@@ -24,6 +24,7 @@ USED_BY_LOSS = {
     "rank_n_contrast": ("temperature",),
     "tf_c": ("temperature", "consistency_weight", "consistency_margin"),
     "cpc": ("temperature", "horizon"),
+    "masked_reconstruction": (),
 }
 LARGEST_INVERSE_TEMPERATURE = 100.0  # of a trained temperature, as in CLIP (Radford et al. 2021): else it runs away
 USED_BY_DRAW = {"around_events": ("window_days", "random_split"), "whole_patients": ("ecgs_per_patient",)}

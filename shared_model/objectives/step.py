@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from shared_model.encoder import Encoder
 from shared_model.objectives.contrastive import info_nce
 from shared_model.objectives.losses import Diagnostics, angular_loss, margin_loss, triplet_loss
 from shared_model.objectives.mining import Triplets, mine
 from shared_model.objectives.ranking import relative_contrastive
 from shared_model.objectives.settings import LARGEST_INVERSE_TEMPERATURE, ObjectiveSettings
 from shared_model.objectives.views import VIEWS
+from shared_model.reconstruction import Decoder, Reconstructor, masked_reconstruction
 from shared_model.recurrent import cpc_loss
 from shared_model.time_frequency import tf_c_loss
 
@@ -251,6 +254,13 @@ def future(step: Step) -> tuple[Tensor, Diagnostics]:
     return cpc_loss(step.parts.encoder, predictors, signals, step.generator, step.settings.temperature)
 
 
+def reconstruction(step: Step) -> tuple[Tensor, Diagnostics]:
+    """What is hidden, from what is not."""
+    (signals,) = step.views
+    network = Reconstructor(cast(Encoder, step.parts.encoder), cast(Decoder, step.parts.pretext["decoder"]))
+    return masked_reconstruction(network, signals, step.generator)
+
+
 LOSSES: Mapping[str, Loss] = {
     "triplet": triplet,
     "margin": margin,
@@ -261,4 +271,5 @@ LOSSES: Mapping[str, Loss] = {
     "rank_n_contrast": rank_n_contrast,
     "tf_c": time_frequency,
     "cpc": future,
+    "masked_reconstruction": reconstruction,
 }
