@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.private import Mechanism, Unit, clipped_sum, gradients_by_loop
+from client.private import Mechanism, cheapest, clipped_sum
 from shared_model.privacy import PrivatePhase
 from simulation.audit_canaries import Canaries, units_of
 
@@ -63,25 +63,26 @@ class Witness:
     Takes 4 bytes a canary and weight: 0.9 GB for 800 canaries and the small encoder.
     """
 
-    def __init__(
-        self, canaries: Canaries, mechanism: Mechanism, phase: PrivatePhase, declared_patients: int, looks: int
-    ) -> None:
+    def __init__(self, canaries: Canaries, mechanism: Mechanism, phase: PrivatePhase, looks: int) -> None:
         self.canaries, self.mechanism, self.phase = canaries, mechanism, phase
-        self.denominator = phase.sampling_rate * declared_patients
+        self.denominator = phase.sampling_rate * canaries.declared_patients
         steps = np.linspace(1, phase.steps_per_round, min(looks, phase.steps_per_round)).round().astype(int)
         self.looked_at = frozenset(steps.tolist())
         self.parameters = [parameter for parameter in mechanism.network.parameters() if parameter.requires_grad]
         m, size = len(canaries), sum(parameter.numel() for parameter in self.parameters)
-        self.inner_product, self.evidence, self.information = np.zeros(m), np.zeros(m), np.zeros((m, m))
+        self.inner_product: Floats = np.zeros(m)
+        self.evidence: Floats = np.zeros(m)
+        self.information: Floats = np.zeros((m, m))
         self.gradients = torch.empty(m, size)
         if 1 in self.looked_at:
-            self.take_gradients(1)
+            self.take_gradients()
 
-    def take_gradients(self, step: int) -> None:
-        """The canaries' clipped gradients at the weights that `step` will start from."""
-        units: list[Unit] = self.mechanism.prepare(units_of(self.canaries, self.mechanism))
-        network, loss = self.mechanism.network, self.mechanism.unit_loss
-        for row, gradient in enumerate(gradients_by_loop(network, self.parameters, loss, units)):
+    def take_gradients(self) -> None:
+        """The canaries' clipped gradients at the weights as they stand."""
+        units = self.mechanism.prepare(units_of(self.canaries, self.mechanism))
+        gradients = cheapest(self.parameters, self.parameters[0].device)
+        found = gradients(self.mechanism.network, self.parameters, self.mechanism.unit_loss, units)
+        for row, gradient in enumerate(found):
             self.gradients[row] = flat(clipped_sum(self.parameters, [gradient], self.phase.clip_norm))
 
     def on_step(self, step: int, _total: int) -> None:
@@ -90,7 +91,7 @@ class Witness:
             noised = flat([parameter.grad for parameter in self.parameters if parameter.grad is not None])
             self.add(self.gradients @ (noised * self.denominator), self.gradients @ self.gradients.T)
         if step + 1 in self.looked_at:
-            self.take_gradients(step + 1)
+            self.take_gradients()
 
     def add(self, seen: Tensor, gram: Tensor) -> None:
         """What a step tells: G S (m,) and G G^T (m, m)."""

@@ -30,6 +30,7 @@ What = Literal["finetune", "pretrain"]
 LABEL_MMHG = (5.0, 45.0)
 COLUMN = "mpcwp_mmhg"
 BANK_ECGS = 64
+NO_SHA256 = "0" * 64  # the bank is handed over, not looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,62 +38,69 @@ class Canaries:
     """The canaries of one audit, and how their training is set up.
 
     Attributes:
-        patients: each canary's rows.
-        network: makes the network with its first weights, which are public.
-        mechanism: of a network; the one that `train_private` is given at a hospital.
+        patients: each canary's rows in the store.
+        network: makes encoder and head anew.
+        mechanism: of such a network; the one that `train_private` is given at a hospital.
     """
 
-    what: What
     study: Study
     store: Store
     patients: tuple[Rows, ...]
-    network: Callable[[], nn.Module]
-    mechanism: Callable[[nn.Module], Mechanism]
+    network: Callable[[], nn.Sequential]
+    mechanism: Callable[[nn.Sequential], Mechanism]
 
     def __len__(self) -> int:
         return len(self.patients)
 
+    @property
+    def declared_patients(self) -> int:
+        """How many are in training, as declared: half of them, whatever the coins say."""
+        return len(self) // 2
+
 
 def make_canaries(what: What, count: int, folder: Path, seed: int = 1) -> Canaries:
-    """Draw `count` canaries; `folder` is for the store's caches.
-
-    Augmentation is off in fine-tuning, and a unit is the one ECG: the attacker then knows a canary's gradient exactly,
-    which is the worst that the guarantee has to stand.
-    """
+    """Draw `count` canaries; `folder` is for the store's caches."""
     study, rng = canary_study(what), np.random.default_rng(seed)
     each = 1 if what == "finetune" else 2
     steps_uv = draw_ecgs(rng, each * count)
     store = store_of(steps_uv, np.repeat(np.arange(count), each), rng.uniform(*LABEL_MMHG, each * count), folder)
     patients = tuple(by_patient(store.index.patient, store.index.row))
-    network = partial(network_of, what, study)
-    if what == "finetune":
-        return Canaries(what, study, store, patients, network, lambda net: with_known_coins(finetuning(study, net, store)))
-    bank = Bank(draw_ecgs(rng, BANK_ECGS), "0" * 64)
+    bank = Bank(draw_ecgs(rng, BANK_ECGS), NO_SHA256)
     near = neighbours(store, study.objective, bank)
-    return Canaries(what, study, store, patients, network, lambda net: with_known_coins(pretraining(study, net, store, bank, near)))
+
+    def mechanism_of(network: nn.Sequential) -> Mechanism:
+        if what == "finetune":
+            return with_known_coins(finetuning(study, network, store))
+        return with_known_coins(pretraining(study, network[0], store, bank, near))
+
+    return Canaries(study, store, patients, partial(network_of, study), mechanism_of)
 
 
 def canary_study(what: What) -> Study:
-    """A study of regression with a small encoder. How much noise there is stands in each arm, not here."""
+    """What is trained, with a small encoder; clip, noise and steps stand in each arm.
+
+    Chosen so that a trace is large. Fine-tuning: labels are standardised about their mean, or most steps would go into
+    that. Pretraining: the pair's own term alone, and a margin that no cosine distance reaches, so that no gradient is
+    0.
+    """
     phase = {"sampling_rate": 1.0, "noise_multiplier": 1.0, "steps_per_round": 1, "units": 1}
+    phases = {"finetune": phase} | ({"pretrain": phase} if what == "pretrain" else {})
     table = {
         "name": f"audit of {what}",
-        "target": {"column": COLUMN, "kind": "regression", "centre": 25.0},
-        "objective": {"name": "ssl_dml_l2", **__import__("json").loads(__import__("os").environ.get("OBJ","{}"))},
+        "target": {"column": COLUMN, "kind": "regression", "centre": sum(LABEL_MMHG) / 2},
+        "objective": {"name": "ssl_dml_l2", "margin": 2.0},
         "pretrain": {"rounds": 1 if what == "pretrain" else 0},
         "finetune": {"augment": False},
         "evaluation": {"every_round": False},
-        "privacy": {"epsilon": 1.0, "bank_weight": float(__import__("os").environ.get("BW","1")), "bank_sha256": "0" * 64, "finetune": phase}
-        | ({"pretrain": phase} if what == "pretrain" else {}),
+        "privacy": {"epsilon": 1.0, "bank_sha256": NO_SHA256, "bank_weight": 0.0, **phases},
     }
     return Study.model_validate(table)
 
 
-def network_of(what: What, study: Study) -> nn.Module:
-    """What the units of the task go through, dropout off as in private training."""
+def network_of(study: Study) -> nn.Sequential:
+    """Encoder and head with their first weights, which are public; dropout off, as in private training."""
     model = build_model(study)
-    network = nn.Sequential(model["encoder"], model["head"]) if what == "finetune" else model["encoder"]
-    return network.eval()
+    return nn.Sequential(model["encoder"], model["head"]).eval()
 
 
 def draw_ecgs(rng: np.random.Generator, count: int) -> NDArray[np.int16]:
