@@ -114,9 +114,9 @@ def arms_of(asked: Asked) -> list[Arm]:
     control = phase_of(asked.steps, CLIP_NORM, NO_NOISE)
     noised = [private_arm(epsilon, asked.steps) for epsilon in asked.epsilons]
     return [
-        Arm("no clip, no noise", free),
-        Arm("clip, no noise", clipped),
-        Arm("clip, no noise (control)", control),
+        Arm("no privacy", free),
+        Arm("clip only", clipped),
+        Arm("clip only", control),
         *noised,
     ]
 

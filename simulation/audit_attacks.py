@@ -29,7 +29,7 @@ class Seen:
         shadow_loss, shadow_included: (k, m) the same of models that the attacker trained, and who was in them.
         inner_product: (m,) sum over the steps looked at of <clipped gradient of the canary, noised sum of the step>,
             less half of what the canary itself would add to it.
-        evidence: (m,), information: (m, m): best linear estimate of all coins together, as `Witness` adds them up.
+        evidence: (m,), information: (m, m): of all coins together, sums of `told_by_step`.
     """
 
     loss: Floats
@@ -54,11 +54,6 @@ class Witness:
     """Watches `train_private` through its `on_step`: the noised sum of a step, against the gradient that each canary
     has at the weights before it. Both follow from what the guarantee lets out: the weights after every step, and the
     sums that they come from.
-
-    A sum S is rate * G^T b + noise + who was drawn of those in training, with the clipped gradients G (m, d) and the
-    coins b (m,). Per step, `information` gains rate^2 A W and `evidence` rate W (G S - rate A / 2), where A = G G^T,
-    and W inverts the variance of the other two terms; b - 1/2 is then estimated as (information + 4)^-1 evidence,
-    since a coin has variance 1/4.
 
     Takes 4 bytes a canary and weight: 0.9 GB for 800 canaries and the small encoder.
     """
@@ -89,19 +84,35 @@ class Witness:
         """After a step: `grad` still holds the noised sum over its constant denominator."""
         if step in self.looked_at:
             noised = flat([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-            self.add(self.gradients @ (noised * self.denominator), self.gradients @ self.gradients.T)
+            product = np.asarray((self.gradients @ (noised * self.denominator)).numpy(), np.float64)
+            gram = np.asarray((self.gradients @ self.gradients.T).numpy(), np.float64)
+            self.inner_product += product - self.phase.sampling_rate * np.diag(gram) / 2
+            information, evidence = told_by_step(product, gram, self.phase)
+            self.information += information
+            self.evidence += evidence
         if step + 1 in self.looked_at:
             self.take_gradients()
 
-    def add(self, seen: Tensor, gram: Tensor) -> None:
-        """What a step tells: G S (m,) and G G^T (m, m)."""
-        product, a, rate = seen.double().numpy(), gram.double().numpy(), self.phase.sampling_rate
-        self.inner_product += product - rate * np.diag(a) / 2
-        noise = (self.phase.noise_multiplier * self.phase.clip_norm) ** 2 + RIDGE * float(np.diag(a).mean())
-        spread = noise * np.eye(len(a)) + rate * (1 - rate) / 2 * a
-        solved = np.linalg.solve(spread, np.column_stack([rate * a, product - rate * a.sum(1) / 2]))
-        self.information += rate * solved[:, :-1]
-        self.evidence += rate * solved[:, -1]
+
+def told_by_step(product: Floats, gram: Floats, phase: PrivatePhase) -> tuple[Floats, Floats]:
+    """What a step's noised sum S tells of all coins b together, as far as a linear estimate can use it.
+
+    With the clipped gradients G (m, d), S is rate * G^T b + noise + who was drawn of those in training; W inverts the
+    variance of the last two, A = G G^T. Steps add, and the best linear estimate of b - 1/2 is then
+    (information + 4)^-1 evidence, since a coin has variance 1/4.
+
+    Args:
+        product: G S, (m,).
+        gram: A, (m, m).
+
+    Returns:
+        information rate^2 A W (m, m), and evidence rate W (G S - rate A / 2) (m,).
+    """
+    rate, size = phase.sampling_rate, len(product)
+    noise = (phase.noise_multiplier * phase.clip_norm) ** 2 + RIDGE * float(np.diag(gram).mean())
+    spread = noise * np.eye(size) + rate * (1 - rate) / 2 * gram
+    solved = np.linalg.solve(spread, np.column_stack([rate * gram, product - rate * gram.sum(1) / 2]))
+    return rate * solved[:, :-1], rate * solved[:, -1]
 
 
 def flat(parts: list[Tensor]) -> Tensor:
@@ -136,8 +147,7 @@ def by_inner_product(seen: Seen) -> Floats:
 
 def jointly(seen: Seen) -> Floats:
     """White box, all canaries at once, so that what one adds is not taken for another."""
-    found: Floats = np.linalg.solve(seen.information + 4 * np.eye(len(seen.evidence)), seen.evidence)
-    return found
+    return np.asarray(np.linalg.solve(seen.information + 4 * np.eye(len(seen.evidence)), seen.evidence), np.float64)
 
 
 ATTACKS: Mapping[str, Attack] = {

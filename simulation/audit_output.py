@@ -161,13 +161,14 @@ def csv_text(tried: list[Tried]) -> str:
         columns = [arm.included.astype(int), *(arm.scores[name] for name in names)]
         for canary, values in enumerate(zip(*columns, strict=True)):
             included, *scores = values
-            writer.writerow([arm.name, arm.run.steps_per_round, canary, included, *(f"{x:.6g}" for x in scores)])
+            writer.writerow([arm.name, arm.run.steps_per_round, canary, included, *map(float, scores)])
     return text.getvalue()
 
 
-def claim_words(claim: float | None) -> str:
-    """The claimed epsilon; a dash where nothing is claimed."""
-    return "-" if claim is None else f"{claim:.2f}"
+def heading(arm: ArmResult) -> str:
+    """What was trained, how long, and what is claimed for it."""
+    claim = "" if arm.claimed_epsilon is None else f", claim {arm.claimed_epsilon:.2f}"
+    return f"{arm.name}, {arm.steps} step{'s' if arm.steps > 1 else ''}{claim}"
 
 
 def print_table(audit: Audit, console: Console) -> None:
@@ -177,14 +178,14 @@ def print_table(audit: Audit, console: Console) -> None:
         caption=f"bounds at {100 * audit.confidence:g}%, delta {audit.delta:g}; none can exceed {audit.ceiling:.2f}",
         box=SIMPLE,
     )
-    for column in ("training", "steps", "claim", "attack", "AUC", "TPR at 1%", "at 0.1%", "bound", "right of guesses"):
+    for column in ("training, attack", "AUC", "TPR 1%", "0.1%", "bound", "right"):
         table.add_column(column, no_wrap=True)
     for arm in audit.arms:
-        for number, each in enumerate(arm.attacks):
-            own = (arm.name, str(arm.steps), claim_words(arm.claimed_epsilon)) if not number else ("", "", "")
+        table.add_row(heading(arm))
+        for each in arm.attacks:
             rates = (f"{rate:.3f}" for rate in (each.auc, each.tpr_at_1_percent, each.tpr_at_0_1_percent))
             bound = f"{each.epsilon_lower_bound:.2f}"
-            table.add_row(*own, each.attack, *rates, bound, f"{each.correct} of {each.guesses}")
+            table.add_row(f"  {each.attack}", *rates, bound, f"{each.correct}/{each.guesses}")
     console.print(table)
     if audit.verdict == "passed":
         console.print(
@@ -217,7 +218,7 @@ def draw_bounds(audit: Audit, axes: Axes) -> None:
             claim = "claimed epsilon" if arm is next(a for a in audit.arms if a.claimed_epsilon is not None) else None
             axes.plot([arm.claimed_epsilon] * 2, [row - 0.35, row + 0.35], color=COLOURS[0], lw=2.5, label=claim)
     axes.axvline(audit.ceiling, color="#999999", lw=0.8, ls=":", label="all guesses right")
-    axes.set_yticks(range(len(audit.arms)), [f"{arm.name}, {arm.steps} steps" for arm in audit.arms])
+    axes.set_yticks(range(len(audit.arms)), [heading(arm) for arm in audit.arms])
     axes.set_ylim(len(audit.arms) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("epsilon: claim, and lower bound by each attack")
