@@ -31,6 +31,8 @@ class ExitCode(IntEnum):
     CLOCK_SET_BACK = 31
     LEDGER_NOT_WRITTEN = 32
     BANK_DIFFERS = 33
+    AUDIT_TOOTHLESS = 34
+    AUDIT_BROKEN = 35
     INTERRUPTED = 130
 
 

@@ -1,6 +1,7 @@
 """hemofed-sim: run a federation on this machine, on hospitals that are simulated or on site folders of your own."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,12 @@ from shared_model.errors import ExitCode, HemoFedError
 from shared_model.objectives.catalogue import METHODS, Method
 from shared_model.objectives.settings import ObjectiveSettings, settings_of
 from shared_model.terminal import run_cli
+from simulation.audit import Asked as AskedAudit
+from simulation.audit import refuse, run_audit
+from simulation.audit_canaries import What
+from simulation.audit_output import FIGURE_FILE as AUDIT_FIGURE
+from simulation.audit_output import JSON_FILE as AUDIT_JSON
+from simulation.audit_output import print_table as print_audit
 from simulation.bank import bank_of, make_bank, write_bank
 from simulation.comparison import Asked
 from simulation.comparison import compare as comparison_of
@@ -132,6 +139,61 @@ def tradeoff(
     make_folder(out)
     tradeoff_of(AskedTradeoff(study, plan, settings, out, workers), Console(stderr=True, quiet=quiet))
     print((out / (TRADEOFF_JSON if as_json else TRADEOFF_MARKDOWN)).read_text(encoding="utf-8"))
+
+
+@app.command()
+def audit(
+    out: Annotated[Path, typer.Option("--out", help="Folder for audit.json, canaries.csv and audit.svg.")],
+    what: Annotated[str, typer.Option(help="What is attacked: finetune, or pretrain (SSL-DML).")] = "finetune",
+    canaries: Annotated[int, typer.Option(min=20, max=20_000, help="Fake patients; a coin puts each in or not.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps with noise, and of their control.")] = 20,
+    plain_steps: Annotated[int, typer.Option(min=1, help="Training steps without privacy.")] = 240,
+    epsilon: Annotated[str, typer.Option(help="Claims that are put to the test, at delta 1e-5.")] = "8,1",
+    shadows: Annotated[
+        int, typer.Option(min=0, max=256, help="Models that the attacker trains for each arm; even.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print audit.json instead of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Attack our own training in staging: a lower bound on epsilon beside what is claimed."""
+    if (out / AUDIT_JSON).exists():
+        raise HemoFedError(f"{out}: holds an audit already; give another --out", ExitCode.USAGE)
+    asked = AskedAudit(what_of(what), out, canaries, steps, plain_steps, epsilons_of(epsilon), even(shadows))
+    make_folder(out)
+    found = run_audit(asked, Console(stderr=True, quiet=quiet))
+    if as_json:
+        print((out / AUDIT_JSON).read_text(encoding="utf-8"))
+    else:
+        print_audit(found, Console())
+        Console(soft_wrap=True).print(f"figures: {out / AUDIT_JSON}, {out / AUDIT_FIGURE}", highlight=False)
+    refuse(found)
+
+
+def what_of(text: str) -> What:
+    """`--what` of an audit."""
+    if text == "finetune":
+        return "finetune"
+    if text == "pretrain":
+        return "pretrain"
+    raise HemoFedError(f"--what {text}: use finetune or pretrain", ExitCode.USAGE)
+
+
+def epsilons_of(text: str) -> tuple[float, ...]:
+    """`8,1` -> (8.0, 1.0): positive numbers."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < math.inf for value in values):
+        raise HemoFedError(f"--epsilon {text}: give positive numbers with commas, such as 8,1", ExitCode.USAGE)
+    return values
+
+
+def even(shadows: int) -> int:
+    """`--shadows`: every canary is in half of them."""
+    if shadows % 2:
+        raise HemoFedError(f"--shadows {shadows}: give an even number", ExitCode.USAGE)
+    return shadows
 
 
 @app.command(name="bank")
