@@ -1,5 +1,6 @@
 """`hemofed-sim compare`: methods x ways of sharing x shares of labels x seeds, on the same patients."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -51,6 +52,9 @@ def compare(asked: Asked, own_sites: Mapping[str, Path], console: Console) -> Ta
     setup = prepared(asked, own_sites, console)
     jobs = jobs_of(asked.comparison, list(setup.sites))
     run_jobs(setup, [job for job in jobs if not finished(setup, job)], asked.workers, deadline, console)
+    for job in jobs:
+        if finished(setup, job):
+            tidy(setup.folder(job))
     table = Table(
         name=asked.study.name,
         hemofed_version=VERSION,
@@ -149,6 +153,12 @@ def finished(setup: Setup, job: Job) -> bool:
         for reading in job.readings
         for task in job.tasks
     )
+
+
+def tidy(folder: Path) -> None:
+    """Remove the checkpoints that a job's last kill left between its outcome and its own cleaning."""
+    for left in (*folder.glob("*.run"), folder / "sites"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def run_jobs(setup: Setup, jobs: list[Job], workers: int, deadline: float | None, console: Console) -> None:

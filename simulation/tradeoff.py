@@ -22,7 +22,7 @@ from simulation.comparison_summary import Floats, Patients, interval, patients_o
 from simulation.consortium import Hospital, hospitals_of, make_hospital, make_hospitals
 from simulation.hospitals import HospitalSpec
 from simulation.plan import Simulation
-from simulation.tradeoff_job import FACTS_FILE, SCORES_FILE, Ground, public_start, run_cell
+from simulation.tradeoff_job import FACTS_FILE, SCORES_FILE, Ground, public_start, run_cell, tidy
 from simulation.tradeoff_output import Point, TradeoffTable, write_outputs
 from simulation.tradeoff_plan import Cell, Tradeoff, cells_of
 from simulation.watch import bars
@@ -62,6 +62,9 @@ def tradeoff(asked: AskedTradeoff, console: Console) -> TradeoffTable:
     ground = prepared(asked, console)
     cells = cells_of(asked.tradeoff)
     run_cells(ground, [cell for cell in cells if not finished(ground, cell)], asked.workers, console)
+    for cell in cells:
+        if finished(ground, cell):
+            tidy(ground.folder(cell))
     table = TradeoffTable(
         name=asked.study.name,
         hemofed_version=VERSION,

@@ -7,8 +7,7 @@ hospital's budget once a cell. Private cells cannot be repeated bit for bit, sin
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,16 +127,15 @@ def run_cell(ground: Ground, cell: Cell) -> None:
     if start is not None:
         study = study.model_copy(update={"start_sha256": hashlib.sha256(start.read_bytes()).hexdigest()})
     seen = Seen()
-    with cell_sites(ground, cell, study) as site_dirs:
-        grid = InProcessGrid(list(site_dirs.values()), workers=1)
-        try:
-            nodes, described = enrol(grid, study, sorted(grid.get_node_ids()))
-            ask = asker(grid, nodes, study.federation)
-            watcher = Watcher(on_round=seen.rounds.append)
-            conductor, state = prepare(study, ask, described, folder / "run", resume=True, watcher=watcher, start=start)
-            weights = train(conductor, state, study.phases).weights
-        finally:
-            grid.close()
+    grid = InProcessGrid(list(cell_sites(ground, cell, study).values()), workers=1)
+    try:
+        nodes, described = enrol(grid, study, sorted(grid.get_node_ids()))
+        ask = asker(grid, nodes, study.federation)
+        watcher = Watcher(on_round=seen.rounds.append)
+        conductor, state = prepare(study, ask, described, folder / "run", resume=True, watcher=watcher, start=start)
+        weights = train(conductor, state, study.phases).weights
+    finally:
+        grid.close()
     sent = travelling(study, "evaluate", weights)
     scores = {}
     for name, site_dir in ground.judges.items():
@@ -145,8 +143,14 @@ def run_cell(ground: Ground, cell: Cell) -> None:
         model = model_of(study, sent, device)
         scores[name] = predict(study, model, store, index_test_rows(store, study), device)
     save_file(scores, folder / SCORES_FILE)
-    shutil.rmtree(folder / "run")
     write_text(folder / FACTS_FILE, json.dumps(facts_of(study, seen), indent=1))
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a finished cell has no more need of, also where a kill left it."""
+    for left in ("run", "sites"):
+        shutil.rmtree(folder / left, ignore_errors=True)
 
 
 @dataclass
@@ -173,8 +177,7 @@ def facts_of(study: Study, seen: Seen) -> dict[str, object]:
     }
 
 
-@contextmanager
-def cell_sites(ground: Ground, cell: Cell, study: Study) -> Iterator[dict[str, Path]]:
+def cell_sites(ground: Ground, cell: Cell, study: Study) -> dict[str, Path]:
     """Site folders of a cell's own that look at the hospitals' stores, with policies and ledgers for this cell
     alone."""
     folder = ground.folder(cell) / "sites"
@@ -184,8 +187,7 @@ def cell_sites(ground: Ground, cell: Cell, study: Study) -> Iterator[dict[str, P
         made[name] = view(site_dir, folder / name)
         if study.privacy is not None:
             equip(made[name], study, train_patients(site_dir, study), ground.banks[cell.bank])
-    yield made
-    shutil.rmtree(folder, ignore_errors=True)
+    return made
 
 
 def train_patients(site_dir: Path, study: Study) -> int:
