@@ -15,7 +15,6 @@ from client.forget import forget as forget_patient
 from client.ingest import ingest as ingest_folder
 from client.ingest_summary import IngestSummary
 from client.label_command import label_site, print_report
-from client.ledger_file import rounds_of_runs
 from client.lock import hold_lock
 from client.plain_text import printable, shown
 from client.records import READERS
@@ -174,6 +173,8 @@ def forget(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Remove a patient from the store for good, and say which runs had used their ECGs."""
+    from client.ledger_file import rounds_of_runs  # brings torch, which the other commands do without
+
     outcome = forget_patient(site_dir, patient_id, also_unknown)
     rounds = rounds_of_runs(site_dir, {use.run_id for use in outcome.uses})
     if as_json:

@@ -159,7 +159,12 @@ def test_ctrl_c_ends_with_130_and_a_usable_store(tmp_path: Path, archive: Path) 
     )
     words = [sys.executable, "-c", script, "ingest", str(archive), "--site-dir", str(site_dir), "--quiet"]
     words += ["--workers", "1"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    # A shell starts what runs in its background with this signal ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for_rows(process, site_dir, 20)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
