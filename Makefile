@@ -11,7 +11,7 @@ test test-long: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format bench clean
+.PHONY: help setup demo test test-long audit check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test: setup ## Run the fast tests (at most 10 minutes on 2 cores)
 
 test-long: setup ## Run the tests marked long (at most 60 minutes)
 	$(BIN)/pytest -m long
+
+audit: setup ## Attack our own training; needs new folders runs/audit-* (about 40 minutes on 1 core)
+	OMP_NUM_THREADS=1 $(BIN)/hemofed-sim audit --out runs/audit-finetune
+	OMP_NUM_THREADS=1 $(BIN)/hemofed-sim audit --out runs/audit-pretrain --what pretrain
 
 check: setup ## Check style, format, types and which package may import which
 	$(BIN)/ruff check .
