@@ -275,7 +275,7 @@ def test_a_blind_attack_is_toothless(tmp_path: Path) -> None:
     assert caught.value.exit_code == ExitCode.AUDIT_TOOTHLESS
 
 
-@pytest.mark.parametrize("what", ["finetune", "pretrain"])
+@pytest.mark.parametrize("what", ["finetune", pytest.param("pretrain", marks=pytest.mark.long)])
 def test_a_lie_about_the_noise_is_noticed(what: What, tmp_path: Path) -> None:
     """Claimed: sigma 2. Run: none. And the same claim with the noise that it is for stands."""
     spend = Spend(mechanism="sampled_gaussian", count=1, noise_multiplier=2.0)
@@ -349,6 +349,7 @@ def audit_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_command_ends_with_34_where_it_cannot_have_teeth(tmp_path: Path) -> None:
     """Twenty canaries and one step, in which half are not drawn, cannot show what is demanded; figures are still
     written and printed."""
