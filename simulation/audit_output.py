@@ -197,7 +197,7 @@ def print_table(audit: Audit, console: Console) -> None:
 
 def draw(audit: Audit, tried: list[Tried], path: Path) -> None:
     """Left: each arm's bounds beside its claim. Right: ROC curves of each arm's best attack, on logarithmic axes."""
-    canvas = Figure(figsize=(10.5, 4.2), layout="constrained")
+    canvas = Figure(figsize=(10.5, 4.8), layout="constrained")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)
     draw_bounds(audit, left)
@@ -223,7 +223,7 @@ def draw_bounds(audit: Audit, axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("epsilon: claim, and lower bound by each attack")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.4, -0.15))
 
 
 def draw_roc(tried: list[Tried], axes: Axes) -> None:
